@@ -1,0 +1,41 @@
+"""How many, which, and a fair random draw of your unit vectors lie within this distance of that direction.
+
+    import captree
+
+    tree = captree.build(vectors, out="photos.captree")
+    caps = captree.Caps(centers, max_cos_distance=0.3)
+    tree.count(caps)        # how many
+    tree.search(caps)       # which
+    tree.sample(caps)       # a fair random draw
+
+A cap is ``{x : 1 - <center, x> <= max_cos_distance}``. Counts, searches and exact samples are what exact arithmetic
+over the stored vectors gives. Test data and the brute-force oracle are in :mod:`captree.testing`.
+"""
+
+from captree import errors
+from captree._caps import Caps
+from captree._core import __version__
+from captree._pairs import PairsReport, write_pairs
+from captree._priors import DEFAULT_RADII, RadiusMixture, TrainingCaps, training_caps
+from captree._results import EstimateResult, NearestResult, RangeResult
+from captree._tree import Tree, build, open
+from captree.errors import CaptreeError
+
+__all__ = [
+    "DEFAULT_RADII",
+    "Caps",
+    "CaptreeError",
+    "EstimateResult",
+    "NearestResult",
+    "PairsReport",
+    "RadiusMixture",
+    "RangeResult",
+    "TrainingCaps",
+    "Tree",
+    "__version__",
+    "build",
+    "errors",
+    "open",
+    "training_caps",
+    "write_pairs",
+]

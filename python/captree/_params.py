@@ -1,0 +1,98 @@
+"""Checks of plain parameters: integers, seeds, sizes in bytes, storage names."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import os
+import re
+import secrets
+from typing import Any
+
+import numpy as np
+
+from captree.errors import InvalidParameterError, InvalidTypeError
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgtp", start=1):
+    _UNITS |= {_letter: 1024**_power, f"{_letter}ib": 1024**_power, f"{_letter}b": 1000**_power}
+
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as a Python int in [low, high]; bools, floats and strings are refused."""
+    if isinstance(value, (bool, np.bool_)):
+        raise InvalidTypeError(f"{name}: expected an integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidTypeError(f"{name}: expected an integer, got {_brief(value)}") from None
+    if number < low or (high is not None and number > high):
+        wanted = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise InvalidParameterError(f"{name}: expected an integer {wanted}, got {number}")
+    return number
+
+
+def fraction(name: str, value: Any, low: float, high: float, *, open_ends: bool = False) -> float:
+    """`value` as a float in [low, high], or in (low, high) when `open_ends`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
+        raise InvalidTypeError(f"{name}: expected a number, got {_brief(value)}")
+    number = float(value)
+    inside = low < number < high if open_ends else low <= number <= high
+    if not inside:
+        wanted = f"strictly between {low:g} and {high:g}" if open_ends else f"between {low:g} and {high:g}"
+        raise InvalidParameterError(f"{name}: expected a number {wanted}, got {number!r}")
+    return number
+
+
+def seed(value: Any, name: str = "seed") -> int:
+    """A seed in [0, 2**64); None draws a fresh one from the operating system."""
+    return secrets.randbits(63) if value is None else integer(name, value, 0, 2**64 - 1)
+
+
+def threads(value: Any) -> int | None:
+    """A thread count of at least 1; None stands for every core."""
+    return None if value is None else integer("threads", value, 1, 65_536)
+
+
+def path(name: str, value: Any) -> str:
+    """A str or os.PathLike as an absolute-or-relative native path string."""
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        raise InvalidTypeError(f"{name}: expected a str or os.PathLike, got {_brief(value)}") from None
+    text = os.fsdecode(text)
+    if not text or "\0" in text:
+        raise InvalidParameterError(f"{name}: expected a path, got {text!r}")
+    return text
+
+
+def storage(value: Any) -> str:
+    """``"float16"`` or ``"float32"``, from its name or a numpy dtype."""
+    try:
+        name = value if isinstance(value, str) else np.dtype(value).name
+    except TypeError:
+        name = None
+    if value is None or name not in ("float16", "float32"):
+        raise InvalidParameterError(f'storage: expected "float16" or "float32", got {_brief(value)}')
+    return name
+
+
+def size_in_bytes(name: str, value: Any) -> int:
+    """An int in bytes, or a string such as ``"8GiB"``, ``"500 MB"`` or ``"1.5G"`` (``G`` and ``GiB`` are 1024**3,
+    ``GB`` is 1000**3)."""
+    if not isinstance(value, str):
+        return integer(name, value, 1)
+    match = _SIZE.fullmatch(value)
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise InvalidParameterError(f'{name}: expected bytes as an integer or a size such as "8GiB", got {value!r}')
+    return integer(name, math.floor(float(match[1]) * unit), 1)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    kind = type(value).__name__
+    return f"{kind} {text}" if len(text) <= 60 else f"an object of type {kind}"

@@ -1,0 +1,364 @@
+"""The tree: build it, open it, ask it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captree import _core, _inputs, _params
+from captree._arrow import require_pyarrow
+from captree._caps import CapsLike as CapsLike
+from captree._caps import as_caps, fixed_size_list, unit_rows
+from captree._progress import Progress, reporting, stepping
+from captree._results import EstimateResult, NearestResult, RangeResult
+from captree.errors import InvalidParameterError, InvalidTypeError, InvalidVectorsError, RowIndexError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+def build(
+    vectors: Any,
+    out: str | os.PathLike[str] | None = None,
+    fanout: int = 64,
+    leaf_size: int | None = None,
+    storage: Literal["float16", "float32"] = "float16",
+    seed: int = 0,
+    normalize: bool = False,
+    memory_limit: int | str | None = None,
+    threads: int | None = None,
+    progress: Progress = False,
+    column: str | None = None,
+) -> Tree:
+    """Builds a tree of spherical caps over unit vectors, by recursive spherical k-means.
+
+    Args:
+        vectors: (n, d) unit rows, float16, bfloat16, float32 or float64: a numpy, torch or CuPy array, anything with
+            DLPack or the buffer protocol, a pyarrow FixedSizeList array, chunked array, table or reader, lists of
+            lists; a path to ``.npy``, Parquet or Arrow IPC (a file, or a folder of them in sorted order); or an
+            iterable of batches of any of these. They are read once, slice by slice.
+        out: where the tree is written; without it the tree lives in memory.
+        fanout: children of a node, at least 2.
+        leaf_size: rows at which a node is no longer split; by default chosen from the data.
+        storage: ``"float16"`` or ``"float32"``, how vectors are kept. Every answer is exact about the kept vectors.
+        seed: of the k-means; the same vectors and seed give the same tree on any number of threads.
+        normalize: normalize the rows. Without it rows that are not unit within the tolerance of their dtype are an
+            error; zero rows always are.
+        memory_limit: bytes, or a string such as ``"8GiB"``.
+        threads: at most this many; all cores by default.
+        progress: True for a bar on a terminal (plain lines elsewhere), or a callable ``(phase, done, total)``.
+        column: the column of vectors in a table or file; by default the only one that holds vectors.
+
+    Returns:
+        The tree, opened from `out` when that is given.
+
+    Raises:
+        InvalidVectorsError: shapes that do not fit, or rows that are not finite, not unit, or zero; names how many
+            and the first few.
+        InvalidTypeError: element types captree does not take, or objects it cannot read.
+        InvalidParameterError: a parameter outside its domain.
+        MissingDependencyError: Arrow or Parquet input without pyarrow.
+        MemoryLimitError: the build does not fit in `memory_limit`.
+        StorageError: reading or writing failed.
+    """
+    target = None if out is None else _params.path("out", out)
+    fanout = _params.integer("fanout", fanout, 2, 2**31 - 1)
+    leaf_size = None if leaf_size is None else _params.integer("leaf_size", leaf_size, 1)
+    limit = None if memory_limit is None else _params.size_in_bytes("memory_limit", memory_limit)
+    seed = _params.integer("seed", seed, 0, 2**64 - 1)
+    threads = _params.threads(threads)
+    builder = _core.Builder(_params.storage(storage), bool(normalize), threads)
+    with reporting(progress) as callback:
+        step = stepping(callback, "reading", _inputs.row_count(vectors))
+        rows = 0
+        for part in _inputs.slices(vectors, column):
+            builder.push(part.array, part.bfloat16)
+            rows += len(part.array)
+            step(rows)
+        return Tree(builder.finish(target, fanout, leaf_size, seed, limit, threads, callback))
+
+
+def open(path: str | os.PathLike[str]) -> Tree:
+    """Opens a tree from disk by memory mapping, in milliseconds whatever its size.
+
+    Raises:
+        TreeNotFoundError: nothing there, or not a captree tree.
+        CorruptTreeError: truncated or altered files (``Tree.verify`` also reads all data).
+        FormatVersionError: written by a newer captree.
+    """
+    return Tree(_core.Tree.open(_params.path("path", path)))
+
+
+class Tree:
+    """Unit vectors in a tree of spherical caps; made by :func:`captree.build` and :func:`captree.open`.
+
+    Rows are numbered by input order. Methods release the GIL, may be called from several threads at once, and take
+    ``threads=`` (all cores by default). What "exact" means: a row is inside a cap when
+    ``1 - <center, row> <= max_cos_distance`` holds for the real-number value of the dot product of the kept vectors
+    and the float32 centers as given. Pickling stores the path, so only a tree on disk can be pickled.
+    """
+
+    __slots__ = ("__weakref__", "_native")
+
+    _native: _core.Tree
+
+    def __init__(self, core: _core.Tree) -> None:
+        if not isinstance(core, _core.Tree):
+            raise InvalidTypeError("a Tree is made by captree.build and captree.open")
+        self._native = core
+
+    def __len__(self) -> int:
+        return self._native.n
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return self._native.dim
+
+    @property
+    def storage(self) -> str:
+        """``"float16"`` or ``"float32"``: how the vectors are kept."""
+        return self._native.storage
+
+    @property
+    def path(self) -> str | None:
+        """Where the tree is on disk; None in memory."""
+        return self._native.path
+
+    @property
+    def fanout(self) -> int:
+        """Children of a node at most."""
+        return int(self._native.stats()["fanout"])
+
+    @property
+    def leaf_size(self) -> int:
+        """Rows of a leaf at most, but for rows that cannot be told apart."""
+        return int(self._native.stats()["leaf_size"])
+
+    @property
+    def depth(self) -> int:
+        """Depth of the deepest leaf; 0 when the root is a leaf."""
+        return int(self._native.stats()["depth"])
+
+    def stats(self) -> dict[str, Any]:
+        """Rows, dim, storage, fanout, leaf_size, seed, nodes, leaves, depth, rows per leaf, bytes, path."""
+        return self._native.stats()
+
+    def nodes(self) -> pa.Table:
+        """The nodes as a pyarrow Table, the root first.
+
+        Columns: ``parent`` int64 (-1 at the root), ``depth`` int32, ``center`` fixed_size_list<float>[d],
+        ``max_cos_distance`` double (the node's cap holds all its rows), ``rows`` int64 (how many), ``first_child``
+        int64 (-1 at a leaf), ``children`` int32, ``start`` int64 (place of its first row in the stored order).
+
+        Raises:
+            MissingDependencyError: pyarrow is not installed.
+        """
+        pa = require_pyarrow("Tree.nodes")
+        columns = self._native.nodes()
+        first = ("parent", "depth", "center", "max_cos_distance", "rows")
+        names = [*first, *(name for name in columns if name not in first)]
+        centers = fixed_size_list(pa, columns["center"])
+        return pa.table({name: centers if name == "center" else pa.array(columns[name]) for name in names})
+
+    def node_rows(self, node: int) -> NDArray[np.int64]:
+        """int64, the rows below a node, by its place in :meth:`nodes`."""
+        return self._native.node_rows(_params.integer("node", node, 0, 2**63 - 1))
+
+    def count(self, caps: CapsLike, threads: int | None = None) -> NDArray[np.int64]:
+        """How many rows lie inside each cap: int64 (q,), exact.
+
+        Raises:
+            InvalidCapsError: caps of another dimension, or bad ones in a tuple.
+        """
+        caps = as_caps(caps, self.dim)
+        return self._native.count(caps.centers, caps.max_cos_distance, _params.threads(threads))
+
+    def search(
+        self, caps: CapsLike, sort: bool = False, limit: int | None = None, threads: int | None = None
+    ) -> RangeResult:
+        """Which rows lie inside each cap, and how far they are, exactly.
+
+        Args:
+            caps: the caps.
+            sort: order the rows of each cap by distance, then row; otherwise the order is fixed but means nothing.
+            limit: at most this many rows per cap: the nearest ones with `sort`, any rows inside without it.
+            threads: at most this many.
+
+        Returns:
+            Offsets, rows and distances; each distance is the real-number value rounded once to float64.
+
+        Raises:
+            InvalidCapsError: caps of another dimension, or bad ones in a tuple.
+        """
+        caps = as_caps(caps, self.dim)
+        limit = None if limit is None else _params.integer("limit", limit, 0)
+        core = self._native
+        found = core.search(caps.centers, caps.max_cos_distance, bool(sort), limit, _params.threads(threads))
+        return RangeResult(*found)
+
+    def sample(
+        self,
+        caps: CapsLike,
+        k: int = 1,
+        replace: bool = True,
+        method: Literal["exact", "approximate"] = "exact",
+        seed: int | None = None,
+        density_samples: int = 512,
+        threads: int | None = None,
+    ) -> NDArray[np.int64]:
+        """Random rows of each cap: int64 (q, k), -1 where a cap has no (further) row.
+
+        ``method="exact"`` draws every row inside with the same probability, independently between draws, between
+        caps (equal ones too) and between calls with different seeds.
+
+        ``method="approximate"`` is the published two-stage scheme: children of the root that lie wholly inside a cap
+        count with all their rows; for each crossing child the number of rows inside is estimated from
+        `density_samples` uniform rows that the whole batch shares; a child is drawn in proportion to its count, then
+        a row of it. It is biased: rows of crossing children come from the shared sample only, so most rows of a
+        crossing child can never be drawn in that call and draws of one batch depend on each other; and children are
+        chosen by an estimate, so that a child with few rows inside is often left out altogether. Only where the
+        total estimate is zero and a child crosses is the exact method used.
+
+        Args:
+            caps: the caps.
+            k: rows per cap.
+            replace: False draws distinct rows within a cap; a cap with m < k rows gives them all and then -1.
+            method: ``"exact"`` or ``"approximate"``.
+            seed: an integer in [0, 2**64); the same seed gives the same rows, whatever the thread count and
+                however a batch of distinct caps is split. None draws a fresh one.
+            density_samples: rows of the shared sample of ``"approximate"``.
+            threads: at most this many.
+
+        Raises:
+            InvalidCapsError: caps of another dimension, or bad ones in a tuple.
+            InvalidParameterError: k, seed, density_samples or method outside its domain.
+        """
+        caps = as_caps(caps, self.dim)
+        k = _params.integer("k", k, 0, 2**31 - 1)
+        seed = _params.seed(seed)
+        density_samples = _params.integer("density_samples", density_samples, 1, 2**31 - 1)
+        threads = _params.threads(threads)
+        if method not in ("exact", "approximate"):
+            raise InvalidParameterError(f'method: expected "exact" or "approximate", got {method!r}')
+        if k == 0 or len(caps) == 0:
+            return np.empty((len(caps), k), np.int64)
+        centers, bounds, core = caps.centers, caps.max_cos_distance, self._native
+        if method == "exact":
+            return core.sample(centers, bounds, k, bool(replace), seed, threads)
+        return core.sample_approximate(centers, bounds, k, bool(replace), density_samples, seed, threads)
+
+    def estimate(
+        self,
+        caps: CapsLike,
+        samples: int = 4096,
+        confidence: float = 0.95,
+        seed: int | None = None,
+        threads: int | None = None,
+    ) -> EstimateResult:
+        """About how many rows lie inside each cap, with an interval, without looking at all rows.
+
+        Args:
+            caps: the caps.
+            samples: random rows that are tested; they are shared by the batch.
+            confidence: probability, in (0, 1), with which the interval of a cap holds its count.
+            seed: an integer in [0, 2**64); None draws a fresh one.
+            threads: at most this many.
+
+        Returns:
+            ``count`` float64 (q,), ``low`` and ``high`` int64 (q,).
+
+        Raises:
+            InvalidCapsError: caps of another dimension, or bad ones in a tuple.
+            InvalidParameterError: samples, confidence or seed outside its domain.
+        """
+        caps = as_caps(caps, self.dim)
+        samples = _params.integer("samples", samples, 1, 2**31 - 1)
+        confidence = _params.fraction("confidence", confidence, 0.0, 1.0, open_ends=True)
+        seed, threads = _params.seed(seed), _params.threads(threads)
+        core = self._native
+        return EstimateResult(*core.estimate(caps.centers, caps.max_cos_distance, samples, confidence, seed, threads))
+
+    def nearest(self, queries: Any, k: int, threads: int | None = None) -> NearestResult:
+        """The `k` nearest rows of each query, exactly; equal distances go to the lower row.
+
+        Args:
+            queries: (q, d) unit vectors, or one (d,), of the kinds and within the tolerances of :class:`Caps`.
+            k: rows per query, at least 1; past the last row of the tree come row -1 and distance inf.
+            threads: at most this many.
+
+        Returns:
+            ``rows`` int64 (q, k) and ``distances`` float64 (q, k), nearest first.
+
+        Raises:
+            InvalidVectorsError: queries of another dimension, or not unit.
+        """
+        array = unit_rows(queries, "queries")
+        if array.shape == (0, 0):
+            array = array.reshape(0, self.dim)
+        if array.shape[1] != self.dim:
+            raise InvalidVectorsError(f"queries: expected dim {self.dim}, got {array.shape[1]}")
+        k = _params.integer("k", k, 1, 2**31 - 1)
+        real = min(k, len(self))
+        rows, far = self._native.nearest(array, real, _params.threads(threads))
+        if real < k:
+            rows = np.pad(rows, ((0, 0), (0, k - real)), constant_values=-1)
+            far = np.pad(far, ((0, 0), (0, k - real)), constant_values=np.inf)
+        return NearestResult(rows, far)
+
+    def take(self, rows: Any) -> NDArray[Any]:
+        """The kept vectors of `rows` (integers of any shape s): float16 or float32, shape s + (dim,).
+
+        Raises:
+            RowIndexError: a row outside [0, n); -1, which means "no row", is outside too.
+            InvalidTypeError: not integers.
+        """
+        index = _inputs.on_host(rows)
+        if index.size == 0 and index.dtype.kind == "f":
+            index = index.astype(np.int64)
+        if index.dtype.kind not in "iu":
+            raise InvalidTypeError(f"rows: expected integers, got {index.dtype.name}")
+        outside = (index < 0) | (index >= len(self))
+        if bool(outside.any()):
+            raise RowIndexError(f"rows: expected rows in [0, {len(self)}), got {index[outside].flat[0]}")
+        flat = np.ascontiguousarray(index.reshape(-1), dtype=np.int64)
+        return self._native.take(flat).reshape(*index.shape, self.dim)
+
+    def verify(self, threads: int | None = None, progress: Progress = False) -> None:
+        """Checks every checksum and every invariant of the tree; returns None when all hold.
+
+        Raises:
+            CorruptTreeError: names the first thing that does not hold.
+        """
+        with reporting(progress) as callback:
+            self._native.verify(_params.threads(threads), callback)
+
+    def save(self, path: str | os.PathLike[str], progress: Progress = False) -> None:
+        """Writes the tree to `path`, under a temporary name first; open it with :func:`captree.open`.
+
+        Raises:
+            StorageError: writing failed.
+        """
+        with reporting(progress) as callback:
+            self._native.save(_params.path("path", path), callback)
+
+    def __repr__(self) -> str:
+        stats = self._native.stats()
+        where = "in memory" if self.path is None else repr(self.path)
+        return (
+            f"Tree({len(self):,} rows x {self.dim}, {self.storage}, {stats['nodes']:,} nodes, "
+            f"{stats['leaves']:,} leaves, depth {stats['depth']}, {where})"
+        )
+
+    def __copy__(self) -> Tree:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tree:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.path is None:
+            raise InvalidTypeError("a tree in memory cannot be pickled: save(path) it and captree.open(path) it")
+        return open, (os.path.abspath(self.path),)
