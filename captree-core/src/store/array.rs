@@ -50,12 +50,12 @@ impl<T: Pod + Send + Sync> Array<T> {
         self.len() == 0
     }
 
-    /// The elements of `range`. In a mapped file, chunks that are touched for the first time are checked, on this thread:
-    /// before one slice of many gigabytes, [`Array::verify`] does the same in parallel.
+    /// The elements of `range`. In a mapped file, chunks that are touched for the first time are checked, on this
+    /// thread: before one slice of many gigabytes, [`Array::verify`] does the same in parallel.
     ///
     /// # Errors
-    /// [`Corrupt`](crate::error::Error::Corrupt) if a chunk does not match its checksum, or if the range is not inside a
-    /// stored array (ranges come from other arrays of the tree, so one of them is wrong);
+    /// [`Corrupt`](crate::error::Error::Corrupt) if a chunk does not match its checksum, or if the range is not inside
+    /// a stored array (ranges come from other arrays of the tree, so one of them is wrong);
     /// [`RowOutOfRange`](crate::error::Error::RowOutOfRange) if it is not inside an array in memory.
     #[inline]
     pub fn slice(&self, range: Range<usize>) -> Result<&[T]> {

@@ -56,7 +56,8 @@ const fn scalar_size(code: &str) -> usize {
 
 /// A type whose arrays can be stored: plain old data with a NumPy dtype.
 ///
-/// Implement it for a `#[repr(C)]` [`Pod`] struct by naming its fields; that the sizes agree is checked at compile time.
+/// Implement it for a `#[repr(C)]` [`Pod`] struct by naming its fields; that the sizes agree is checked at compile
+/// time.
 ///
 /// ```
 /// use captree_core::store::{Dtype, Element};

@@ -35,8 +35,8 @@ impl Folder {
     /// Reads the manifest and looks at the files' sizes; takes milliseconds whatever these are.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no tree at `path`, [`Error::NewerVersion`], [`Error::Corrupt`] if the manifest is
-    /// damaged or a file is missing or has another size, [`Error::Io`] if the system does not let us read.
+    /// [`Error::NotFound`] if there is no tree at `path`, [`Error::NewerVersion`], [`Error::Corrupt`] if the manifest
+    /// is damaged or a file is missing or has another size, [`Error::Io`] if the system does not let us read.
     pub fn open<B: DeserializeOwned>(path: &Path) -> Result<(Self, B)> {
         let (body, manifest_bytes, table_chunks) = manifest::read::<B>(path)?;
         let mut bytes = manifest_bytes;

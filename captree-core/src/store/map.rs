@@ -12,8 +12,8 @@ pub(super) struct Map(Mmap);
 impl Map {
     /// Maps the `len` bytes of `file`, which must be its whole length before and after.
     ///
-    /// The file must not be truncated or rewritten while it is mapped (see the module `store`); length is checked on both
-    /// sides of the call so that a file that was short all along never is.
+    /// The file must not be truncated or rewritten while it is mapped (see the module `store`); its length
+    /// is checked on both sides of the call, so that a short file is an error and not a bus error.
     ///
     /// # Errors
     /// `UnexpectedEof` if the file has another length; else the system's error.
@@ -26,9 +26,9 @@ impl Map {
             )),
         };
         check()?;
-        // SAFETY: the mapping is read-only and private to this process's view, and only plain bytes, for which every value is
-        // valid, are read through it. That no one changes the file meanwhile is the documented contract of the store:
-        // its own writer never touches a file after it was renamed into place, and scratch files have no name.
+        // SAFETY: the mapping is read-only and private to this process's view, and only plain bytes, for which every
+        // value is valid, are read through it. That no one changes the file meanwhile is the documented contract of the
+        // store: its own writer never touches a file after it was renamed into place, and scratch files have no name.
         let map = unsafe { MmapOptions::new().len(len).map_copy_read_only(file)? };
         check()?;
         Ok(Map(map))

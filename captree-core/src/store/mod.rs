@@ -3,25 +3,28 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `<name>.npy` | one array; NumPy format 1.0, C order, little-endian, data at a multiple of 64 bytes |
-//! | `checksums.npy` | `uint64`: XXH3-64 of every 64 KiB chunk of every array file, in the order of the manifest's `arrays`; a file has `ceil(bytes / 65536)` chunks, its header is part of the first one |
+//! | `checksums.npy` | `uint64`: XXH3-64 of each 64 KiB chunk of the array files, in the manifest's order |
 //! | `manifest.json` | `{"format": "captree", "version": 1, "checksum": ..., "body": ...}` |
 //!
-//! The manifest's `checksum` is the XXH3-64 (16 hexadecimal digits) of the body's text, exactly as it stands in the file.
-//! The body lists the arrays (`name`, `dtype`, `shape`, file `bytes`), the checksums of `checksums.npy` itself in chunks of
-//! the same size, and under `tree` whatever the caller gave [`FolderWriter::finish`]. So each bit of each file is covered:
-//! manifest -> table -> chunks.
+//! A file of `n` bytes has `ceil(n / 65536)` chunks; its header is part of the first one.
+//!
+//! The manifest's `checksum` is the XXH3-64 (16 hexadecimal digits) of the body's text, exactly as it stands in the
+//! file. The body lists the arrays (`name`, `dtype`, `shape`, file `bytes`), the checksums of `checksums.npy` itself in
+//! chunks of the same size, and under `tree` whatever the caller gave [`FolderWriter::finish`]. So each bit of each
+//! file is covered: manifest -> table -> chunks.
 //!
 //! **Why chunks are checked lazily.** Hashing 38 GB takes tens of seconds from a fast disk, and a tree must open in
-//! milliseconds. [`Folder::open`] therefore reads the manifest and the files' sizes only; the first touch of a chunk (and
-//! of the part of the table that covers it) hashes it and sets a bit, and later touches cost one atomic load. Nothing
-//! leaves an [`Array`] unchecked, and [`Array::verify`] checks everything again on demand.
+//! milliseconds. [`Folder::open`] therefore reads the manifest and the files' sizes only; the first touch of a chunk
+//! (and of the part of the table that covers it) hashes it and sets a bit, and later touches cost one atomic load.
+//! Nothing leaves an [`Array`] unchecked, and [`Array::verify`] checks everything again on demand.
 //!
-//! **What checksums are not.** They catch damage, not forgery: whoever alters a file can recompute them. Sizes, names and
-//! shapes are validated here regardless; what the numbers mean is for the reader of the arrays to validate.
+//! **What checksums are not.** They catch damage, not forgery: whoever alters a file can recompute them. Sizes, names
+//! and shapes are validated here regardless; what the numbers mean is for the reader of the arrays to validate.
 //!
-//! **Outside the contract.** Files must not change while they are mapped. A file that another process truncates then ends
-//! this one with a bus error, and one that it rewrites in place may change under chunks already checked; no operating
-//! system offers a mapping without this. [`FolderWriter`] never touches files in place, so replacing a tree is safe.
+//! **Outside the contract.** Files must not change while they are mapped. A file that another process truncates then
+//! ends this one with a bus error, and one that it rewrites in place may change under chunks already checked; no
+//! operating system offers a mapping without this. [`FolderWriter`] never touches files in place, so replacing a tree
+//! is safe.
 
 #[cfg(target_endian = "big")]
 compile_error!("captree stores and maps little-endian arrays and does not support big-endian targets");

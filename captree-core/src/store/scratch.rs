@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Writes an array once to a temporary file without a name and maps it. There are no checksums: the file is gone with the
-/// array's last clone, or with the process, however it ends.
+/// Writes an array once to a temporary file without a name and maps it. There are no checksums: the file is gone with
+/// the array's last clone, or with the process, however it ends.
 #[derive(Debug)]
 pub struct ScratchWriter<T> {
     file: BufWriter<File>,

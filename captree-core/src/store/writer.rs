@@ -15,6 +15,10 @@ use super::npy::Layout;
 use super::{CHUNK_BYTES, Element, MANIFEST_FILE, TABLE_NAME, file_name, is_valid_name};
 use crate::error::{Error, Result};
 
+/// Written bytes are made durable at least this often: one sync of a large file at its end would take minutes in which
+/// no one could interrupt it.
+const SYNC_BYTES: usize = 128 << 20;
+
 /// Writes arrays one after the other; nothing appears at the path before [`FolderWriter::finish`].
 ///
 /// Dropped before that, it removes what it wrote. A process that is killed leaves a hidden folder `.<name>.new-*`.
@@ -32,8 +36,8 @@ impl FolderWriter {
     /// [`finish`](FolderWriter::finish) replaces it; a link to one is followed.
     ///
     /// # Errors
-    /// [`Error::Io`] if the parent folder is missing or not writable, or if `path` holds anything but a readable captree
-    /// tree, which is then left untouched.
+    /// [`Error::Io`] if the parent folder is missing or not writable, or if `path` holds anything but a readable
+    /// captree tree, which is then left untouched.
     pub fn create(path: &Path) -> Result<Self> {
         let target = if replaces(path)? { path.canonicalize().map_err(|e| failed(path, e))? } else { path.to_owned() };
         let temp = sibling(&target, "new")?;
@@ -43,8 +47,8 @@ impl FolderWriter {
     /// Starts the array `name` (lower-case letters, digits, `_`) of this shape, in C order. One array at a time.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] for a name that is taken or not allowed, a shape too large, or an earlier array that was
-    /// not finished; [`Error::Io`].
+    /// [`Error::InvalidParameter`] for a name that is taken or not allowed, a shape too large, or an earlier array that
+    /// was not finished; [`Error::Io`].
     pub fn array<T: Element>(&mut self, name: &str, shape: &[usize]) -> Result<ArrayWriter<'_, T>> {
         self.check_finished()?;
         if !is_valid_name(name) || self.arrays.iter().any(|array| array.name == name) {
@@ -63,7 +67,8 @@ impl FolderWriter {
 
     /// Writes the checksums and the manifest with `body`, makes all of it durable and renames it into place.
     ///
-    /// An old tree at the path is renamed aside, then removed; between the two renames, for microseconds, there is none.
+    /// An old tree at the path is renamed aside, then removed; between the two renames, for microseconds, there is
+    /// none.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] if an array was not finished or `body` cannot be JSON; [`Error::Io`]. The path then
@@ -110,7 +115,8 @@ impl<T: Element> ArrayWriter<'_, T> {
     /// Appends elements.
     ///
     /// # Errors
-    /// [`Error::InvalidParameter`] if these are more than the shape holds; [`Error::Io`], for example when the disk is full.
+    /// [`Error::InvalidParameter`] if these are more than the shape holds; [`Error::Io`], for example when the disk is
+    /// full.
     pub fn write(&mut self, elements: &[T]) -> Result<()> {
         if elements.len() > self.expected - self.written {
             return Err(self.miscounted("more"));
@@ -148,13 +154,15 @@ struct ChunkedFile {
     /// The started chunk, not yet written.
     pending: Vec<u8>,
     checksums: Vec<u64>,
+    /// Bytes given to the system since they were last made durable.
+    unsynced: usize,
 }
 
 impl ChunkedFile {
     fn create(folder: &Path, name: &str, target: &Path) -> Result<Self> {
         let file = File::create_new(folder.join(name)).map_err(|e| failed(target, e))?;
         let pending = Vec::with_capacity(CHUNK_BYTES);
-        Ok(ChunkedFile { file, target: target.to_owned(), pending, checksums: Vec::new() })
+        Ok(ChunkedFile { file, target: target.to_owned(), pending, checksums: Vec::new(), unsynced: 0 })
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
@@ -169,17 +177,28 @@ impl ChunkedFile {
         if self.pending.is_empty() {
             // Whole chunks go out as they are, in one call.
             let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % CHUNK_BYTES);
-            self.checksums.extend(whole.chunks(CHUNK_BYTES).map(xxh3_64));
-            self.file.write_all(whole).map_err(|e| failed(&self.target, e))?;
+            self.put(whole)?;
             self.pending.extend_from_slice(rest);
         }
         Ok(())
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.checksums.push(xxh3_64(&self.pending));
-        self.file.write_all(&self.pending).map_err(|e| failed(&self.target, e))?;
-        self.pending.clear();
+        let mut pending = std::mem::take(&mut self.pending);
+        self.put(&pending)?;
+        pending.clear();
+        self.pending = pending;
+        Ok(())
+    }
+
+    fn put(&mut self, chunks: &[u8]) -> Result<()> {
+        self.checksums.extend(chunks.chunks(CHUNK_BYTES).map(xxh3_64));
+        self.file.write_all(chunks).map_err(|e| failed(&self.target, e))?;
+        self.unsynced += chunks.len();
+        if self.unsynced >= SYNC_BYTES {
+            self.file.sync_data().map_err(|e| failed(&self.target, e))?;
+            self.unsynced = 0;
+        }
         Ok(())
     }
 
@@ -214,8 +233,8 @@ fn parent(target: &Path) -> &Path {
     target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Whether there is a tree at `path`; fails if there is anything else, or files that are not the tree's: replacing a tree
-/// removes its folder, and that must not take anything else with it.
+/// Whether there is a tree at `path`; fails if there is anything else, or files that are not the tree's: replacing a
+/// tree removes its folder, and that must not take anything else with it.
 fn replaces(path: &Path) -> Result<bool> {
     let refused = |reason: String| {
         let source = io::Error::new(io::ErrorKind::AlreadyExists, reason);

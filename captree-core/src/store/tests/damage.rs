@@ -1,7 +1,9 @@
 //! Hostile folders: whatever is done to one, reading it is an error or the same data.
 
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::OnceLock;
 
+use proptest::sample::{Index, select};
 use serde_json::{Value, json};
 
 use super::*;
@@ -36,6 +38,14 @@ fn forged(change: impl FnOnce(&mut Value)) -> (tempfile::TempDir, PathBuf) {
     })
 }
 
+/// Flips a bit of the file itself rather than of a copy.
+fn flip_in_place(file: &Path, at: usize) {
+    let mut file = fs::File::options().read(true).write(true).open(file).unwrap();
+    let (mut byte, at) = ([0], SeekFrom::Start(at as u64));
+    file.seek(at).and_then(|_| file.read_exact(&mut byte)).unwrap();
+    file.seek(at).and_then(|_| file.write_all(&[byte[0] ^ 4])).unwrap();
+}
+
 fn assert_corrupt(path: &Path, names: &str) {
     for result in [Contents::read(path).map(|_| ()), Contents::verify(path)] {
         let error = result.unwrap_err();
@@ -54,7 +64,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn a_flipped_bit_in_an_array(file in prop::sample::select(&NPY_FILES[..]), at in any::<prop::sample::Index>(), bit in 0..8) {
+    fn a_flipped_bit_in_an_array(file in select(&NPY_FILES[..]), at in any::<Index>(), bit in 0..8) {
         let (_place, path) = altered(file, |bytes| {
             let at = at.index(bytes.len());
             bytes[at] ^= 1u8 << bit;
@@ -63,7 +73,7 @@ proptest! {
     }
 
     #[test]
-    fn a_truncated_or_longer_file(file in prop::sample::select(&NPY_FILES[..]), at in any::<prop::sample::Index>(), more in 0usize..100) {
+    fn a_truncated_or_longer_file(file in select(&NPY_FILES[..]), at in any::<Index>(), more in 0usize..100) {
         let (_place, path) = altered(file, |bytes| {
             let full = bytes.len();
             bytes.resize(if more > 0 { full + more } else { at.index(full) }, 0);
@@ -72,7 +82,11 @@ proptest! {
     }
 
     #[test]
-    fn a_replaced_piece(file in prop::sample::select(&NPY_FILES[..]), at in any::<prop::sample::Index>(), piece in prop::collection::vec(any::<u8>(), 1..300)) {
+    fn a_replaced_piece(
+        file in select(&NPY_FILES[..]),
+        at in any::<Index>(),
+        piece in prop::collection::vec(any::<u8>(), 1..300),
+    ) {
         let before = fs::read(pristine().join(file)).unwrap();
         let (_place, path) = altered(file, |bytes| {
             let at = at.index(bytes.len());
@@ -91,14 +105,19 @@ proptest! {
     }
 
     #[test]
-    fn text_for_a_manifest(garbage in r#"(\{|\}|\[|\]|,|:|"format"|"captree"|"version"|"body"|"checksum"|[0-9]|null| ){0,40}"#) {
+    fn text_for_a_manifest(
+        garbage in r#"(\{|\}|\[|\]|,|:|"format"|"captree"|"version"|"body"|"checksum"|[0-9]|null| ){0,40}"#,
+    ) {
         let (_place, path) = altered("manifest.json", |bytes| *bytes = garbage.into_bytes());
         prop_assert!(Contents::read(&path).is_err());
     }
 
     /// An error exactly where the range meets the damage, whichever words of the bitmap it spans.
     #[test]
-    fn only_damaged_chunks_fail(bad in 0usize..140, ranges in prop::collection::vec((0usize..9_000_000, 0usize..9_000_000), 1..8)) {
+    fn only_damaged_chunks_fail(
+        bad in 0usize..140,
+        ranges in prop::collection::vec((0usize..9_000_000, 0usize..9_000_000), 1..8),
+    ) {
         static BIG: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
         const LEN: usize = 9_175_040 - 128;
         let (_, big) = BIG.get_or_init(|| {
@@ -109,13 +128,7 @@ proptest! {
             (place, path)
         });
         // Exclusive use of the one file: proptest runs its cases one after the other.
-        let flip = || {
-            use std::os::unix::fs::FileExt;
-            let file = fs::File::options().read(true).write(true).open(big.join("a.npy")).unwrap();
-            let (mut byte, at) = ([0], (bad * CHUNK_BYTES + 4_321) as u64);
-            file.read_exact_at(&mut byte, at).unwrap();
-            file.write_all_at(&[byte[0] ^ 4], at).unwrap();
-        };
+        let flip = || flip_in_place(&big.join("a.npy"), bad * CHUNK_BYTES + 4_321);
         flip();
         let (folder, ()) = Folder::open(big).unwrap();
         let array = folder.array::<u8>("a", &[LEN]).unwrap();
@@ -127,6 +140,7 @@ proptest! {
             outcomes.push((expected, array.slice(range).is_err()));
         }
         let verified = array.verify(&Control::default());
+        drop((array, folder));
         flip();
         prop_assert!(verified.is_err());
         for (expected, found) in outcomes {
@@ -170,6 +184,7 @@ fn each_truncation_of_the_manifest() {
     assert!(matches!(Contents::read(&path), Err(Error::Corrupt { .. })));
 }
 
+#[cfg(unix)] // Elsewhere a mapped file cannot be written to.
 #[test]
 fn damage_is_found_again_and_by_the_next_touch() {
     let (_place, path) = sample();
@@ -177,8 +192,7 @@ fn damage_is_found_again_and_by_the_next_touch() {
     let vectors = folder.array::<f16>("vectors", &[ROWS, DIM]).unwrap();
     vectors.slice(0..vectors.len()).unwrap();
     // Same inode, after the first check: what a failing disk would do.
-    let file = fs::File::options().write(true).open(path.join("vectors.npy")).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&file, &[0xAB], 70_000).unwrap();
+    flip_in_place(&path.join("vectors.npy"), 70_000);
     let error = vectors.verify(&Control::default()).unwrap_err().to_string();
     assert!(error.contains("vectors.npy: bytes 65536..131072: expected checksum"), "{error}");
     assert!(vectors.get((70_000 - 128) / 2).is_err());
@@ -254,7 +268,8 @@ fn deep_and_huge_manifests() {
 
 #[test]
 fn bodies_that_lie() {
-    let lies: [(&str, fn(&mut Value)); 19] = [
+    type Lie = (&'static str, fn(&mut Value));
+    let lies: [Lie; 19] = [
         ("manifest.json", |body| body["chunk_bytes"] = json!(0)),
         ("manifest.json", |body| body["chunk_bytes"] = json!(1 << 20)),
         ("manifest.json", |body| body["arrays"][0]["name"] = json!("../vectors")),
