@@ -1,0 +1,1 @@
+"""Benchmarks of captree, and captree beside its peers (`benches.compare`)."""

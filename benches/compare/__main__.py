@@ -1,0 +1,146 @@
+"""`python -m benches.compare`: measure, print the tables, write the record."""
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benches.compare import data, machine, report
+from benches.compare.peers import OPERATIONS, registry
+
+RECORDS = Path(__file__).parents[1] / "record"
+FORCED_KERNELS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benches.compare",
+        description="Measures captree beside its peers, in one run and with one number of threads.",
+        epilog="example: python -m benches.compare --rows 200000 --data flat --peers captree,numpy,faiss-flat",
+    )
+    parser.add_argument("--rows", type=int, default=50_000, help="vectors (default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=768, help="dimensions of made data (default: %(default)s)")
+    parser.add_argument("--data", choices=[*data.SPECTRA, "wordnet"], default="steep", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: every core (%(default)s)")
+    parser.add_argument("--peers", help="comma-separated names (default: all that are installed)")
+    parser.add_argument("--operations", help=f"comma-separated among: {', '.join(OPERATIONS)} (default: all)")
+    parser.add_argument("--drawn", type=int, default=4000, help="training caps to draw (default: %(default)s)")
+    parser.add_argument("--caps", type=int, default=64, help="caps to time in each group (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="time to spend on a measurement (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="runs of a measurement at most (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds a peer may take (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RECORDS, help="folder of the record (default: benches/record)")
+    return parser.parse_args(arguments)
+
+
+def chosen(given: str | None, known: list[str], what: str) -> list[str]:
+    """The names of a comma-separated list; operations hold commas themselves, so the longest name wins."""
+    if given is None:
+        return known
+    names, rest = [], given
+    while rest:
+        name = max((name for name in known if rest == name or rest.startswith(name + ",")), key=len, default=None)
+        if name is None:
+            raise SystemExit(f"unknown {what} in {rest!r}: expected some of {'; '.join(known)}")
+        names.append(name)
+        rest = rest[len(name) + 1 :]
+    return names
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The same number of threads for every library."""
+    limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(limits, str(threads))}
+
+
+def run_peer(spec: dict[str, Any], folder: Path, threads: int, timeout: float) -> dict[str, Any] | str:
+    """The result of one peer's process, or why there is none."""
+    request, answer = folder / "spec.json", folder / "result.json"
+    answer.unlink(missing_ok=True)
+    request.write_text(json.dumps(spec | {"result": str(answer)}))
+    command = [sys.executable, "-m", "benches.compare.worker", str(request)]
+    try:
+        ran = subprocess.run(
+            command, env=environment(threads), stderr=subprocess.PIPE, text=True, check=False, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        return f"took longer than {timeout:g} s"
+    if ran.returncode != 0 or not answer.exists():
+        return f"exit status {ran.returncode}: {(ran.stderr.strip().splitlines() or ['no message'])[-1]}"
+    result: dict[str, Any] = json.loads(answer.read_text())
+    return result
+
+
+def main() -> None:
+    args = parse()
+    forced = [name for name in FORCED_KERNELS if name in os.environ]
+    if forced:
+        raise SystemExit(f"unset {' and '.join(forced)}: numpy would run on a kernel that is not this machine's best")
+    peers = registry()
+    names = chosen(args.peers, list(peers), "peer")
+    operations = chosen(args.operations, list(OPERATIONS), "operation")
+    left_out = []
+    results = []
+    with tempfile.TemporaryDirectory(prefix="captree-compare-") as temporary:
+        folder = Path(temporary)
+        print(f"making {args.rows:,} x {args.dim} {args.data} vectors and their true answers", flush=True)
+        problem = data.make(folder / "problem", args.data, args.rows, args.dim, args.drawn, args.threads, args.seed)
+        rows, dim = problem.vectors.shape
+        shares = {group.name: group.share for group in problem.groups(args.caps)}
+        for name in names:
+            missing = peers[name].missing()
+            if missing:
+                print(missing, flush=True)
+                left_out.append(missing)
+                continue
+            print(f"measuring {name}", flush=True)
+            spec = {
+                "peer": name,
+                "problem": str(problem.folder),
+                "operations": operations,
+                "threads": args.threads,
+                "caps": args.caps,
+                "seconds": args.seconds,
+                "repeats": args.repeats,
+            }
+            result = run_peer(spec, folder, args.threads, args.timeout)
+            if isinstance(result, str):
+                print(f"{name}: {result}", flush=True)
+                left_out.append(f"{name}: {result}")
+            else:
+                results.append(result)
+
+    here = machine.describe()
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    commit = machine.commit()
+    record = {
+        "date": today,
+        "machine": here,
+        "versions": machine.versions(),
+        "commit": commit,
+        "command": shlex.join(["python", "-m", "benches.compare", *sys.argv[1:]]),
+        "data": args.data,
+        "rows": int(rows),
+        "dim": int(dim),
+        "threads": args.threads,
+        "seed": args.seed,
+        "groups": shares,
+        "results": results,
+        "left_out": left_out,
+    }
+    name = f"{today}-{machine.slug(here['processor'])}-{commit}-{args.data}-{rows}"
+    print("\n" + report.write(record, args.out, name))
+    print(f"written: {args.out / name}.json, .md and .png")
+
+
+if __name__ == "__main__":
+    main()
