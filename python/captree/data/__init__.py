@@ -1,4 +1,4 @@
-"""Data that comes with captree: 30,000 WordNet synsets as unit vectors, with their texts (licences: ``LICENSES.md``)."""
+"""Data that comes with captree: 30,000 WordNet synsets as unit vectors, and their texts (see ``LICENSES.md``)."""
 
 from dataclasses import dataclass
 from importlib.resources import as_file, files

@@ -1,0 +1,120 @@
+"""The command line's grammar: the parser, and the arguments that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Protocol
+
+import captree
+
+
+class UsageError(Exception):
+    """A command line that parses and still makes no sense; exit status 2."""
+
+
+class Verbs(Protocol):
+    """What ``add_subparsers`` returns, as far as verbs need it."""
+
+    def add_parser(self, name: str, **kwargs: Any) -> argparse.ArgumentParser: ...
+
+
+ABOUT = """\
+How many, which, and a fair random draw of your unit vectors lie within this distance of that direction.
+
+captree indexes unit vectors in a tree of spherical caps. A cap is a center and a bound: it holds every
+row whose cosine distance 1 - <center, row> is at most the bound. Counts and searches are exact, and
+draws are exactly uniform.
+"""
+
+START = """\
+Start here:
+  captree demo                                              the whole story on real data
+  captree build words.npy words.captree                     a tree from an (n, d) array
+  captree count words.captree --row 17 --max-cos-distance 0.4,0.6
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from captree.cli import bench, build, figures, pairs, query, story
+
+    parser = argparse.ArgumentParser(
+        prog="captree", description=ABOUT, epilog=START, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"captree {captree.__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
+    for module in (build, query, pairs, bench, figures, story):
+        module.add(verbs)
+    return parser
+
+
+def verb(verbs: Verbs, name: str, run: Any, about: str, examples: str, more: str = "") -> argparse.ArgumentParser:
+    """Adds a verb; `examples` are command lines, one a line, with a comment after two spaces where it helps."""
+    epilog = "Examples:\n" + "".join(f"  {line.strip()}\n" for line in examples.strip().splitlines())
+    parser = verbs.add_parser(
+        name,
+        help=about[0].lower() + about[1:].rstrip("."),
+        description=about + ("\n\n" + more.strip() if more else ""),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def add_tree(parser: argparse.ArgumentParser) -> None:
+    """The positional TREE."""
+    parser.add_argument("tree", metavar="TREE", help="a tree made by captree build")
+
+
+def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: int | None, help: str) -> None:
+    """--seed."""
+    parser.add_argument("--seed", type=whole, default=default, metavar="S", help=help)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """--threads."""
+    parser.add_argument("--threads", type=positive, metavar="T", help="threads to use (default: every core)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """--quiet."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+
+
+def whole(text: str) -> int:
+    """An integer of 0 or more."""
+    return _integer(text, 0)
+
+
+def positive(text: str) -> int:
+    """An integer of 1 or more; ``100_000`` and ``100000`` are the same."""
+    return _integer(text, 1)
+
+
+def _integer(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {value}")
+    return value
+
+
+def whole_list(text: str) -> list[int]:
+    """Integers of 0 or more, separated by commas."""
+    return [whole(part) for part in text.split(",")]
+
+
+def number_list(text: str) -> list[float]:
+    """Numbers separated by commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
