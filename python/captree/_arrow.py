@@ -143,7 +143,9 @@ def _choose(pa: Any, schema: Any, column: str | None, where: str) -> str:
     if len(names) == 1 and len(schema.get_all_field_indices(names[0])) == 1:
         return str(names[0])
     if names:
-        raise InvalidParameterError(f"several columns of vectors in {where}: name one with column= ({', '.join(names)})")
+        raise InvalidParameterError(
+            f"several columns of vectors in {where}: name one with column= ({', '.join(names)})"
+        )
     listing = ", ".join(f"{field.name}: {field.type}" for field in schema) or "no columns"
     raise InvalidTypeError(f"no column of float vectors (fixed_size_list) in {where}; it has {listing}")
 
@@ -169,5 +171,7 @@ def _block(pa: Any, array: Any) -> NDArray[Any]:
         uneven = np.flatnonzero(lengths != dim)
         if uneven.size:
             row = int(uneven[0])
-            raise InvalidVectorsError(f"expected lists of one length, got {dim} at row 0 and {lengths[row]} at row {row}")
+            raise InvalidVectorsError(
+                f"expected lists of one length, got {dim} at row 0 and {lengths[row]} at row {row}"
+            )
     return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(rows, dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -49,14 +50,12 @@ def from_dlpack(producer: Any) -> tuple[NDArray[Any], bool]:
     Raises:
         InvalidTypeError: an element type that numpy has no name for.
     """
-    try:
+    with suppress(RuntimeError, BufferError, TypeError, ValueError):
         return np.from_dlpack(producer), False
-    except (RuntimeError, BufferError, TypeError, ValueError) as error:
-        reason = error
     try:
         capsule = producer.__dlpack__()
     except Exception as error:
-        raise InvalidTypeError(f"cannot read {type(producer).__name__} through DLPack: {error}") from reason
+        raise InvalidTypeError(f"cannot read {type(producer).__name__} through DLPack: {error}") from error
     return _view_bfloat16(capsule, type(producer).__name__), True
 
 

@@ -69,7 +69,9 @@ def slices(vectors: Any, column: str | None = None) -> Iterator[Rows]:
         if array.shape[1] == 0:
             raise InvalidVectorsError(f"expected vectors with at least one dimension, got shape {array.shape}")
         if dim and array.shape[1] != dim:
-            raise InvalidVectorsError(f"expected dim {dim} as in the rows before, got {array.shape[1]} in batch {index}")
+            raise InvalidVectorsError(
+                f"expected dim {dim} as in the rows before, got {array.shape[1]} in batch {index}"
+            )
         dim = array.shape[1]
         rows += array.shape[0]
         step = slice_rows(dim, array.dtype.itemsize)

@@ -169,8 +169,9 @@ class _Drawer:
             self.exhausted += stop - good.size - int(empty[:stop].sum())
             fruitless = 0 if good.size else fruitless + size
             if fruitless >= _DRAWS_WITHOUT_ROW:
-                why = "no row inside" if self._used is None else "no row inside that is still unused"
-                raise InvalidParameterError(f"{fruitless} caps one after the other had {why}; wrote {done} of {n} pairs")
+                raise InvalidParameterError(
+                    f"{fruitless} caps one after the other had no row that may be paired; wrote {done} of {n} pairs"
+                )
             if good.size:
                 done += good.size
                 yield rows[good], caps[good]
@@ -306,7 +307,7 @@ class _Shards:
             return
         self._writer.close()
         file = self._folder / f"part-{len(self.files):05}.parquet"
-        os.replace(self._temporary(), file)
+        self._temporary().replace(file)
         self.files.append(file)
         self._writer, self._in_file = None, 0
 

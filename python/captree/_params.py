@@ -81,8 +81,10 @@ def storage(value: Any) -> str:
 
 
 def size_in_bytes(name: str, value: Any) -> int:
-    """An int in bytes, or a string such as ``"8GiB"``, ``"500 MB"`` or ``"1.5G"`` (``G`` and ``GiB`` are 1024**3,
-    ``GB`` is 1000**3)."""
+    """Bytes from an int, or from a string such as ``"8GiB"``, ``"500 MB"`` or ``"1.5G"``.
+
+    ``G`` and ``GiB`` are 1024**3, ``GB`` is 1000**3.
+    """
     if not isinstance(value, str):
         return integer(name, value, 1)
     match = _SIZE.fullmatch(value)

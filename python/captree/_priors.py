@@ -117,7 +117,8 @@ def training_caps(
     sources = np.empty((n, 2), np.int64)
     for block, start in enumerate(range(0, n, BLOCK)):
         part = slice(start, min(start + BLOCK, n))
-        made[part], bounds[part], sources[part] = cap_block(tree, part.stop - start, stream_key(seed, 0, block), radii, centers)
+        key = stream_key(seed, 0, block)
+        made[part], bounds[part], sources[part] = cap_block(tree, part.stop - start, key, radii, centers)
     return TrainingCaps._wrap(made, bounds, sources)
 
 
@@ -194,7 +195,7 @@ def _called_radii(radii: Radii, rng: np.random.Generator, n: int) -> NDArray[np.
     bounds = bounds.astype(np.float64)
     bad = np.flatnonzero(~((bounds >= 0.0) & (bounds <= 2.0)))
     if bad.size:
-        raise InvalidCapsError(f"radii: expected max cosine distances in [0, 2] from the callable, got {bounds[bad[0]]}")
+        raise InvalidCapsError(f"radii: expected numbers in [0, 2] from the callable, got {bounds[bad[0]]}")
     return bounds
 
 

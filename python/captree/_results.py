@@ -27,7 +27,7 @@ class NearestResult(NamedTuple):
 class EstimateResult(NamedTuple):
     """Estimated counts with an interval per cap; unpacks as ``count, low, high``."""
 
-    count: NDArray[np.float64]
+    count: NDArray[np.float64]  # type: ignore[assignment]
     """float64 (q,), the estimated number of rows inside each cap."""
     low: NDArray[np.int64]
     """int64 (q,), lower end of the interval."""
@@ -124,7 +124,7 @@ class RangeResult:
 
 
 def _read_only(values: Any, dtype: type) -> NDArray[Any]:
-    array = np.asarray(values, dtype=dtype)
+    array: NDArray[Any] = np.asarray(values, dtype=dtype)
     if array.ndim != 1:
         raise InvalidParameterError(f"expected 1-dimensional arrays, got shape {array.shape}")
     array = array.view()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from captree import _core, _inputs, _params
+from captree import _core as native
+from captree import _inputs, _params
 from captree._arrow import require_pyarrow
 from captree._caps import CapsLike as CapsLike
 from captree._caps import as_caps, fixed_size_list, unit_rows
@@ -18,6 +20,7 @@ from captree.errors import InvalidParameterError, InvalidTypeError, InvalidVecto
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
 
 def build(
     vectors: Any,
@@ -69,7 +72,7 @@ def build(
     limit = None if memory_limit is None else _params.size_in_bytes("memory_limit", memory_limit)
     seed = _params.integer("seed", seed, 0, 2**64 - 1)
     threads = _params.threads(threads)
-    builder = _core.Builder(_params.storage(storage), bool(normalize), threads)
+    builder = native.Builder(_params.storage(storage), bool(normalize), threads)
     with reporting(progress) as callback:
         step = stepping(callback, "reading", _inputs.row_count(vectors))
         rows = 0
@@ -88,7 +91,7 @@ def open(path: str | os.PathLike[str]) -> Tree:
         CorruptTreeError: truncated or altered files (``Tree.verify`` also reads all data).
         FormatVersionError: written by a newer captree.
     """
-    return Tree(_core.Tree.open(_params.path("path", path)))
+    return Tree(native.Tree.open(_params.path("path", path)))
 
 
 class Tree:
@@ -100,51 +103,51 @@ class Tree:
     and the float32 centers as given. Pickling stores the path, so only a tree on disk can be pickled.
     """
 
-    __slots__ = ("__weakref__", "_native")
+    __slots__ = ("__weakref__", "_core")
 
-    _native: _core.Tree
+    _core: native.Tree
 
-    def __init__(self, core: _core.Tree) -> None:
-        if not isinstance(core, _core.Tree):
+    def __init__(self, core: native.Tree) -> None:
+        if not isinstance(core, native.Tree):
             raise InvalidTypeError("a Tree is made by captree.build and captree.open")
-        self._native = core
+        self._core = core
 
     def __len__(self) -> int:
-        return self._native.n
+        return self._core.n
 
     @property
     def dim(self) -> int:
         """Dimension of the vectors."""
-        return self._native.dim
+        return self._core.dim
 
     @property
     def storage(self) -> str:
         """``"float16"`` or ``"float32"``: how the vectors are kept."""
-        return self._native.storage
+        return self._core.storage
 
     @property
     def path(self) -> str | None:
         """Where the tree is on disk; None in memory."""
-        return self._native.path
+        return self._core.path
 
     @property
     def fanout(self) -> int:
         """Children of a node at most."""
-        return int(self._native.stats()["fanout"])
+        return int(self._core.stats()["fanout"])
 
     @property
     def leaf_size(self) -> int:
         """Rows of a leaf at most, but for rows that cannot be told apart."""
-        return int(self._native.stats()["leaf_size"])
+        return int(self._core.stats()["leaf_size"])
 
     @property
     def depth(self) -> int:
         """Depth of the deepest leaf; 0 when the root is a leaf."""
-        return int(self._native.stats()["depth"])
+        return int(self._core.stats()["depth"])
 
     def stats(self) -> dict[str, Any]:
         """Rows, dim, storage, fanout, leaf_size, seed, nodes, leaves, depth, rows per leaf, bytes, path."""
-        return self._native.stats()
+        return self._core.stats()
 
     def nodes(self) -> pa.Table:
         """The nodes as a pyarrow Table, the root first.
@@ -157,7 +160,7 @@ class Tree:
             MissingDependencyError: pyarrow is not installed.
         """
         pa = require_pyarrow("Tree.nodes")
-        columns = self._native.nodes()
+        columns = self._core.nodes()
         first = ("parent", "depth", "center", "max_cos_distance", "rows")
         names = [*first, *(name for name in columns if name not in first)]
         centers = fixed_size_list(pa, columns["center"])
@@ -165,7 +168,7 @@ class Tree:
 
     def node_rows(self, node: int) -> NDArray[np.int64]:
         """int64, the rows below a node, by its place in :meth:`nodes`."""
-        return self._native.node_rows(_params.integer("node", node, 0, 2**63 - 1))
+        return self._core.node_rows(_params.integer("node", node, 0, 2**63 - 1))
 
     def count(self, caps: CapsLike, threads: int | None = None) -> NDArray[np.int64]:
         """How many rows lie inside each cap: int64 (q,), exact.
@@ -174,7 +177,7 @@ class Tree:
             InvalidCapsError: caps of another dimension, or bad ones in a tuple.
         """
         caps = as_caps(caps, self.dim)
-        return self._native.count(caps.centers, caps.max_cos_distance, _params.threads(threads))
+        return self._core.count(caps.centers, caps.max_cos_distance, _params.threads(threads))
 
     def search(
         self, caps: CapsLike, sort: bool = False, limit: int | None = None, threads: int | None = None
@@ -195,7 +198,7 @@ class Tree:
         """
         caps = as_caps(caps, self.dim)
         limit = None if limit is None else _params.integer("limit", limit, 0)
-        core = self._native
+        core = self._core
         found = core.search(caps.centers, caps.max_cos_distance, bool(sort), limit, _params.threads(threads))
         return RangeResult(*found)
 
@@ -245,7 +248,7 @@ class Tree:
             raise InvalidParameterError(f'method: expected "exact" or "approximate", got {method!r}')
         if k == 0 or len(caps) == 0:
             return np.empty((len(caps), k), np.int64)
-        centers, bounds, core = caps.centers, caps.max_cos_distance, self._native
+        centers, bounds, core = caps.centers, caps.max_cos_distance, self._core
         if method == "exact":
             return core.sample(centers, bounds, k, bool(replace), seed, threads)
         return core.sample_approximate(centers, bounds, k, bool(replace), density_samples, seed, threads)
@@ -278,7 +281,7 @@ class Tree:
         samples = _params.integer("samples", samples, 1, 2**31 - 1)
         confidence = _params.fraction("confidence", confidence, 0.0, 1.0, open_ends=True)
         seed, threads = _params.seed(seed), _params.threads(threads)
-        core = self._native
+        core = self._core
         return EstimateResult(*core.estimate(caps.centers, caps.max_cos_distance, samples, confidence, seed, threads))
 
     def nearest(self, queries: Any, k: int, threads: int | None = None) -> NearestResult:
@@ -302,7 +305,7 @@ class Tree:
             raise InvalidVectorsError(f"queries: expected dim {self.dim}, got {array.shape[1]}")
         k = _params.integer("k", k, 1, 2**31 - 1)
         real = min(k, len(self))
-        rows, far = self._native.nearest(array, real, _params.threads(threads))
+        rows, far = self._core.nearest(array, real, _params.threads(threads))
         if real < k:
             rows = np.pad(rows, ((0, 0), (0, k - real)), constant_values=-1)
             far = np.pad(far, ((0, 0), (0, k - real)), constant_values=np.inf)
@@ -324,7 +327,7 @@ class Tree:
         if bool(outside.any()):
             raise RowIndexError(f"rows: expected rows in [0, {len(self)}), got {index[outside].flat[0]}")
         flat = np.ascontiguousarray(index.reshape(-1), dtype=np.int64)
-        return self._native.take(flat).reshape(*index.shape, self.dim)
+        return self._core.take(flat).reshape(*index.shape, self.dim)
 
     def verify(self, threads: int | None = None, progress: Progress = False) -> None:
         """Checks every checksum and every invariant of the tree; returns None when all hold.
@@ -333,7 +336,7 @@ class Tree:
             CorruptTreeError: names the first thing that does not hold.
         """
         with reporting(progress) as callback:
-            self._native.verify(_params.threads(threads), callback)
+            self._core.verify(_params.threads(threads), callback)
 
     def save(self, path: str | os.PathLike[str], progress: Progress = False) -> None:
         """Writes the tree to `path`, under a temporary name first; open it with :func:`captree.open`.
@@ -342,10 +345,10 @@ class Tree:
             StorageError: writing failed.
         """
         with reporting(progress) as callback:
-            self._native.save(_params.path("path", path), callback)
+            self._core.save(_params.path("path", path), callback)
 
     def __repr__(self) -> str:
-        stats = self._native.stats()
+        stats = self._core.stats()
         where = "in memory" if self.path is None else repr(self.path)
         return (
             f"Tree({len(self):,} rows x {self.dim}, {self.storage}, {stats['nodes']:,} nodes, "
@@ -361,4 +364,4 @@ class Tree:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is None:
             raise InvalidTypeError("a tree in memory cannot be pickled: save(path) it and captree.open(path) it")
-        return open, (os.path.abspath(self.path),)
+        return open, (str(Path(self.path).absolute()),)

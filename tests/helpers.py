@@ -1,0 +1,26 @@
+"""Small functions that several test files use."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def unit(rows, dtype=np.float32):
+    """Rows scaled to length 1 in float64, then rounded to `dtype`."""
+    rows = np.asarray(rows, np.float64)
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(dtype)
+
+
+def random_units(n, d, seed=0, dtype=np.float32):
+    """Directions uniform on the sphere."""
+    return unit(np.random.default_rng(seed).standard_normal((n, d)), dtype)
+
+
+def all_rows(tree):
+    """The kept rows of a tree."""
+    return tree.take(np.arange(len(tree)))
+
+
+def by_row(result):
+    """A RangeResult as one list of (row, distance) pairs per cap, ordered by row."""
+    return [sorted(zip(rows.tolist(), far.tolist(), strict=True)) for rows, far in result]

@@ -1,0 +1,600 @@
+"""Vectors in: every kind of source, every element type, and what is refused."""
+
+from __future__ import annotations
+
+import array
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import all_rows, random_units
+
+import captree
+from captree import _inputs
+from captree.errors import (
+    InvalidParameterError,
+    InvalidTypeError,
+    InvalidVectorsError,
+    StorageError,
+)
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
+
+X = random_units(50, 6)
+
+
+def read(vectors, column=None):
+    """All rows as one float32 array, and the set of dtypes seen."""
+    parts = list(_inputs.slices(vectors, column))
+    for part in parts:
+        assert part.array.flags.c_contiguous
+        assert part.array.dtype.isnative
+        assert part.array.ndim == 2
+    return np.concatenate([part.float32() for part in parts]), {part.dtype for part in parts}
+
+
+def same(vectors, column=None, dtype="float32", expected=X):
+    rows, dtypes = read(vectors, column)
+    assert dtypes == {dtype}
+    np.testing.assert_array_equal(rows, expected)
+
+
+LAYOUTS = {
+    "C": X,
+    "Fortran": np.asfortranarray(X),
+    "every second column": np.repeat(X, 2, axis=1)[:, ::2],
+    "every second row": np.repeat(X, 2, axis=0)[::2],
+    "reversed": X[::-1, ::-1].copy()[::-1, ::-1],
+    "big endian": X.astype(">f4"),
+    "little endian": X.astype("<f4"),
+    "memoryview": memoryview(X),
+    "buffer": memoryview(X.tobytes()).cast("f", X.shape),
+    "matrix of an array.array": memoryview(array.array("f", X.ravel().tolist())).cast("B").cast("f", X.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_hold_the_same_rows(layout):
+    same(LAYOUTS[layout])
+
+
+def test_read_only_arrays():
+    rows = X.copy()
+    rows.flags.writeable = False
+    same(rows)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("order", ["C", "F", "swapped"])
+def test_element_types(dtype, order):
+    rows = X.astype(dtype)
+    source = rows.astype(rows.dtype.newbyteorder()) if order == "swapped" else np.asarray(rows, order=order)
+    same(source, dtype=dtype, expected=rows.astype(np.float32))
+
+
+def test_slices_are_bounded(monkeypatch):
+    monkeypatch.setattr(_inputs, "SLICE_ROWS", 7)
+    sizes = [len(part.array) for part in _inputs.slices(np.asfortranarray(X))]
+    assert sizes == [7] * 7 + [1]
+    monkeypatch.setattr(_inputs, "SLICE_BYTES", 2 * 6 * 4)
+    assert {len(part.array) for part in _inputs.slices(X)} == {2}
+    same(X)
+
+
+def test_lists():
+    same(X.tolist(), dtype="float64")
+    same([list(row) for row in X], expected=X)
+    same(list(X))
+    same(tuple(map(tuple, X.tolist())), dtype="float64")
+    same([[1, 0], [0, 1]], dtype="float64", expected=np.eye(2))
+
+
+def test_batches():
+    same(iter([X[:20], X[20:21], X[21:]]))
+    same([X[:20], X[20:]])
+    same((X[i : i + 1] for i in range(50)))
+    same(iter([X[:0], X, X[:0]]))
+    same(iter([X[:20].tolist(), X[20:].tolist()]), dtype="float64")
+
+    class Loader:
+        def __iter__(self):
+            return iter((X[:9], np.asfortranarray(X[9:])))
+
+    same(Loader())
+
+
+def test_batches_may_differ_in_dtype():
+    rows, dtypes = read(iter([X[:20].astype(np.float64), X[20:]]))
+    assert dtypes == {"float64", "float32"}
+    np.testing.assert_array_equal(rows, X)
+
+
+def test_batches_are_read_lazily():
+    def endless():
+        yield X
+        raise RuntimeError("the source broke")
+
+    parts = _inputs.slices(endless())
+    assert len(next(parts).array) == 50
+    with pytest.raises(RuntimeError, match="the source broke"):
+        next(parts)
+
+
+# --- DLPack and bfloat16 ---------------------------------------------------------------------------------------------
+
+
+class Tensor:
+    """A DLPack producer that is no numpy array, like torch's: bfloat16 as uint16 with the type code patched."""
+
+    def __init__(self, rows, bfloat16=False, device=1):
+        self.rows, self.bfloat16, self.device = rows, bfloat16, device
+        self.shape = rows.shape
+        self.detached = self.exported = 0
+
+    def __dlpack_device__(self):
+        return (self.device, 0)
+
+    def __dlpack__(self, **kwargs):
+        assert self.device == 1, "a device tensor must be moved first"
+        self.exported += 1
+        if not self.bfloat16:
+            return self.rows.__dlpack__(**kwargs)
+        if kwargs.get("max_version"):
+            raise BufferError("this producer is too old for versions")
+        capsule = self.rows.__dlpack__()
+        from ctypes import c_char_p, c_void_p, py_object, pythonapi
+
+        pythonapi.PyCapsule_GetPointer.restype = c_void_p
+        pythonapi.PyCapsule_GetPointer.argtypes = (py_object, c_char_p)
+        from captree._dlpack import _Tensor
+
+        _Tensor.from_address(pythonapi.PyCapsule_GetPointer(capsule, b"dltensor")).code = self.bfloat16_code
+        return capsule
+
+    bfloat16_code = 4
+
+
+BF = X.astype(ml_dtypes.bfloat16)
+
+
+def test_dlpack():
+    same(Tensor(X))
+    same(Tensor(X.astype(np.float16)), dtype="float16", expected=X.astype(np.float16).astype(np.float32))
+    same(Tensor(np.asfortranarray(X)))
+
+
+def test_dlpack_bfloat16():
+    same(Tensor(BF.view(np.uint16), True), dtype="bfloat16", expected=BF.astype(np.float32))
+
+
+def test_dlpack_bfloat16_strided():
+    wide = np.repeat(BF.view(np.uint16), 3, axis=1)
+    same(Tensor(wide[::-1, ::3], True), dtype="bfloat16", expected=BF.astype(np.float32)[::-1])
+
+
+def test_dlpack_bfloat16_keeps_and_frees_the_producers_memory():
+    import weakref
+
+    from captree._dlpack import from_dlpack
+
+    class Rows(np.ndarray):
+        pass
+
+    rows = BF.view(np.uint16).copy().view(Rows)
+    gone = weakref.ref(rows)
+    tensor = Tensor(rows, True)
+    view, is_bfloat16 = from_dlpack(tensor)
+    assert is_bfloat16
+    del tensor, rows
+    assert gone() is not None
+    np.testing.assert_array_equal(view, BF.view(np.uint16))
+    part = view[3:]
+    del view
+    assert gone() is not None
+    del part
+    assert gone() is None
+
+
+def test_dlpack_empty_and_other_types():
+    with pytest.raises(InvalidVectorsError, match="at least one row"):
+        read(Tensor(BF.view(np.uint16)[:0], True))
+    tensor = Tensor(BF.view(np.uint16), True)
+    tensor.bfloat16_code = 10
+    with pytest.raises(InvalidTypeError, match="expected float16, bfloat16, float32 or float64"):
+        read(tensor)
+    with pytest.raises(InvalidTypeError, match="int64"):
+        read(Tensor(np.eye(3, dtype=np.int64)))
+
+
+def test_torch_like_tensors_are_detached_and_moved():
+    class Torch(Tensor):
+        def detach(self):
+            self.detached += 1
+            return self
+
+        def cpu(self):
+            return Tensor(self.rows)
+
+        def __getitem__(self, part):
+            return Torch(self.rows[part], device=self.device)
+
+    tensor = Torch(X)
+    same(tensor)
+    assert tensor.detached == 1
+    same(Torch(X, device=2))
+
+
+def test_cupy_like_arrays_are_fetched():
+    class Cupy(Tensor):
+        def get(self):
+            return self.rows
+
+        def __getitem__(self, part):
+            return Cupy(self.rows[part], device=self.device)
+
+    same(Cupy(X, device=2))
+
+
+def test_device_memory_without_a_way_out():
+    with pytest.raises((InvalidTypeError, TypeError)):
+        read(Tensor(X[:0], device=2))
+
+
+def test_ml_dtypes_bfloat16():
+    same(BF, dtype="bfloat16", expected=BF.astype(np.float32))
+    same(np.asfortranarray(BF)[::2], dtype="bfloat16", expected=BF.astype(np.float32)[::2])
+    same(list(BF), dtype="bfloat16", expected=BF.astype(np.float32))
+
+
+# --- Arrow ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pa():
+    return pytest.importorskip("pyarrow")
+
+
+def fixed(pa, rows=X):
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+
+
+def test_arrow_arrays(pa):
+    same(fixed(pa))
+    same(fixed(pa)[10:20], expected=X[10:20])
+    same(fixed(pa)[10:][5:7], expected=X[15:17])
+    same(pa.chunked_array([fixed(pa)[:10], fixed(pa)[10:]]))
+    same(pa.chunked_array([fixed(pa)])[7:], expected=X[7:])
+    same(fixed(pa, X.astype(np.float16)), dtype="float16", expected=X.astype(np.float16).astype(np.float32))
+    same(fixed(pa, X.astype(np.float64)), dtype="float64")
+
+
+@pytest.mark.parametrize("kind", ["list_", "large_list"])
+def test_arrow_lists_of_one_length(pa, kind):
+    rows = pa.array(X.tolist(), getattr(pa, kind)(pa.float32()))
+    same(rows)
+    same(rows[5:9], expected=X[5:9])
+    ragged = pa.array([[1.0, 0.0], [1.0]], getattr(pa, kind)(pa.float32()))
+    with pytest.raises(InvalidVectorsError, match="got 2 at row 0 and 1 at row 1"):
+        read(ragged)
+
+
+def test_arrow_tables(pa):
+    table = pa.table({"name": [str(i) for i in range(50)], "emb": fixed(pa), "size": np.arange(50.0)})
+    same(table)
+    same(table[3:9], expected=X[3:9])
+    same(table, "emb")
+    same(table["emb"])
+    same(table.to_batches(max_chunksize=7)[1], expected=X[7:14])
+    same(pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=7)))
+    same(iter(table.to_batches(max_chunksize=7)))
+    same(pa.concat_tables([table[:20], table[20:]]), "emb")
+
+
+def test_arrow_datasets_and_capsules(pa):
+    dataset = pytest.importorskip("pyarrow.dataset")
+    same(dataset.dataset(pa.table({"emb": fixed(pa)})))
+
+    class Stream:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __arrow_c_stream__(self, requested_schema=None):
+            return self.inner.__arrow_c_stream__(requested_schema)
+
+    class Array:
+        def __arrow_c_array__(self, requested_schema=None):
+            return fixed(pa).__arrow_c_array__(requested_schema)
+
+    same(Stream(pa.table({"emb": fixed(pa)})))
+    same(Stream(pa.chunked_array([fixed(pa)])))
+    same(Array())
+
+
+def test_arrow_extension_type(pa):
+    if not hasattr(pa, "fixed_shape_tensor"):
+        pytest.skip("this pyarrow has no tensors")
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [6]), fixed(pa))
+    same(tensors)
+    same(pa.table({"t": tensors}))
+
+
+def test_arrow_nulls(pa):
+    rows = pa.array([[1.0, 0.0], None, [0.0, 1.0]], pa.list_(pa.float32(), 2))
+    with pytest.raises(InvalidVectorsError, match=r"1 null rows, first at \[1\]"):
+        read(rows)
+    same(rows[2:], expected=np.array([[0, 1]], np.float32))
+    with pytest.raises(InvalidVectorsError, match="1 null elements"):
+        read(pa.array([[1.0, None]], pa.list_(pa.float32(), 2)))
+
+
+def test_arrow_column_choice(pa):
+    two = pa.table({"a": fixed(pa), "b": fixed(pa)})
+    with pytest.raises(InvalidParameterError, match=r"several columns.*a, b"):
+        read(two)
+    same(two, "b")
+    with pytest.raises(InvalidParameterError, match=r"no column named 'c'.*a, b"):
+        read(two, "c")
+    with pytest.raises(InvalidTypeError, match=r"no column of float vectors.*x: int64"):
+        read(pa.table({"x": [1]}))
+    with pytest.raises(InvalidTypeError, match="got int64"):
+        read(pa.table({"x": [1]}), "x")
+    with pytest.raises(InvalidTypeError, match="column: expected a str"):
+        read(two, 3)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [[1, 2]], [["a"]], [[[1.0]]]])
+def test_arrow_other_types(pa, values):
+    with pytest.raises(InvalidTypeError, match="fixed_size_list"):
+        read(pa.array(values))
+
+
+def test_pyarrow_missing(monkeypatch, tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(captree.errors.MissingDependencyError, match=r"pip install 'captree\[arrow\]'"):
+        read(tmp_path / "x.parquet")
+    with pytest.raises(ImportError):
+        read(tmp_path)
+
+
+def test_import_stays_light():
+    code = (
+        "import sys, numpy, captree; captree.build(numpy.eye(3)); "
+        "print([m for m in ('pyarrow', 'torch', 'cupy', 'hypothesis', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_ipc(pa, path, table, stream=False):
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=13)
+
+
+def test_npy(tmp_path):
+    np.save(tmp_path / "c.npy", X)
+    same(tmp_path / "c.npy")
+    same(str(tmp_path / "c.npy"))
+    np.save(tmp_path / "f.npy", np.asfortranarray(X.astype(np.float64)))
+    same(tmp_path / "f.npy", dtype="float64")
+    np.save(tmp_path / "b.npy", BF)
+    same(tmp_path / "b.npy", dtype="bfloat16", expected=BF.astype(np.float32))
+
+
+def test_parquet_and_ipc(pa, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"id": np.arange(50), "emb": fixed(pa)})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=13)
+    same(tmp_path / "x.parquet")
+    same(tmp_path / "x.parquet", "emb")
+    with pytest.raises(InvalidParameterError, match="no column named 'nope'"):
+        read(tmp_path / "x.parquet", "nope")
+    variable = pa.table({"emb": pa.array(X.tolist(), pa.list_(pa.float32()))})
+    pq.write_table(variable, tmp_path / "lists.parquet")
+    same(tmp_path / "lists.parquet")
+    for name, stream in (("x.arrow", False), ("x.ipc", False), ("x.feather", False), ("s.arrow", True)):
+        write_ipc(pa, tmp_path / name, table, stream)
+        same(tmp_path / name)
+        same(tmp_path / name, "emb")
+    pytest.importorskip("pyarrow.feather").write_feather(table, str(tmp_path / "packed.feather"), compression="zstd")
+    same(tmp_path / "packed.feather")
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet", "arrow"])
+def test_folders_in_sorted_order(pa, tmp_path, kind):
+    pq = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "sub").mkdir()
+    for name, part in ((f"b.{kind}", X[20:30]), (f"a.{kind}", X[:20]), (f"sub/c.{kind}", X[30:])):
+        if kind == "npy":
+            np.save(tmp_path / name, part)
+        elif kind == "parquet":
+            pq.write_table(pa.table({"emb": fixed(pa, part)}), tmp_path / name)
+        else:
+            write_ipc(pa, tmp_path / name, pa.table({"emb": fixed(pa, part)}))
+    (tmp_path / "notes.txt").write_text("not vectors")
+    (tmp_path / f".hidden.{kind}").write_text("not vectors either")
+    same(tmp_path)
+    same([tmp_path / f"a.{kind}", tmp_path / f"b.{kind}", tmp_path / "sub"])
+
+
+def test_folder_errors(pa, tmp_path):
+    with pytest.raises(InvalidVectorsError, match=r"no \.npy.* files"):
+        read(tmp_path)
+    np.save(tmp_path / "a.npy", X)
+    write_ipc(pa, tmp_path / "a.arrow", pa.table({"emb": fixed(pa)}))
+    with pytest.raises(InvalidVectorsError, match="several formats"):
+        read(tmp_path)
+
+
+def test_file_errors(tmp_path):
+    with pytest.raises(StorageError, match="no file or folder"):
+        read(tmp_path / "missing.npy")
+    with pytest.raises(OSError, match="no file or folder"):
+        read("missing.npy")
+    (tmp_path / "x.txt").write_text("1 0")
+    with pytest.raises(InvalidVectorsError, match="cannot tell the format"):
+        read(tmp_path / "x.txt")
+    np.save(tmp_path / "ints.npy", np.eye(3, dtype=np.int64))
+    with pytest.raises(InvalidTypeError, match=r"ints\.npy: expected float16.*int64"):
+        read(tmp_path / "ints.npy")
+    np.save(tmp_path / "flat.npy", X[0])
+    with pytest.raises(InvalidVectorsError, match=r"flat\.npy.*shape \(6,\)"):
+        read(tmp_path / "flat.npy")
+    np.save(tmp_path / "objects.npy", np.array([None, 1]), allow_pickle=True)
+    with pytest.raises(InvalidVectorsError, match=r"objects\.npy"):
+        read(tmp_path / "objects.npy")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "parquet", "arrow", "feather"])
+def test_damaged_files(pa, tmp_path, suffix):
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / f"x.{suffix}"
+    for content in (b"", b"junk", b"junk" * 1000):
+        path.write_bytes(content)
+        with pytest.raises(captree.CaptreeError, match=rf"x\.{suffix}"):
+            read(path)
+    if suffix == "npy":
+        np.save(path, X)
+    elif suffix == "parquet":
+        pq.write_table(pa.table({"emb": fixed(pa)}), path)
+    else:
+        write_ipc(pa, path, pa.table({"emb": fixed(pa)}))
+    whole = path.read_bytes()
+    for size in (1, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(captree.CaptreeError, match=rf"x\.{suffix}"):
+            read(path)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (X[0], r"2-dimensional.*\(6,\)"),
+        (X[None], r"2-dimensional.*\(1, 50, 6\)"),
+        (np.float32(1), r"2-dimensional.*\(\)"),
+        (X[:, :0], r"at least one dimension.*\(50, 0\)"),
+        (X[:0], "at least one row"),
+        ([], "at least one row"),
+        ([[]], "at least one dimension"),
+        (iter([]), "at least one row"),
+        (iter([X[:0], X[:0]]), "at least one row"),
+        (iter([X, X[:, :5]]), "expected dim 6 .*got 5 in batch 1"),
+        (iter([X, X[0]]), r"batch 1: .*\(6,\)"),
+        ([[1.0, 0.0], [1.0]], "ragged"),
+        ([X[0], X[0, :3]], "one shape"),
+        (np.ma.masked_array(X, X > 0), "masked"),
+    ],
+)
+def test_bad_shapes(vectors, message):
+    with pytest.raises(InvalidVectorsError, match=message) as error:
+        read(vectors)
+    assert isinstance(error.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        np.eye(3, dtype=np.int64),
+        np.eye(3, dtype=np.uint16),
+        np.eye(3, dtype=bool),
+        np.eye(3, dtype=complex),
+        np.eye(3, dtype=object),
+        np.eye(3).astype("datetime64[s]"),
+        np.array([["a", "b"]]),
+        pytest.param(
+            np.eye(3, dtype=np.longdouble),
+            marks=pytest.mark.skipif(np.longdouble().itemsize == 8, reason="long double is float64 here"),
+        ),
+        np.zeros((3, 3), [("x", "f4")]),
+        [[True, False]],
+        [["a"]],
+        [[None, 1.0]],
+        [[1j]],
+        b"bytes",
+        None,
+        3,
+        {"a": 1},
+        object(),
+        {1.0, 2.0},
+        iter([None]),
+        iter([3.5]),
+    ],
+    ids=repr,
+)
+def test_bad_types(vectors):
+    with pytest.raises((InvalidTypeError, InvalidVectorsError)) as error:
+        read(vectors)
+    assert "expected" in str(error.value)
+
+
+# --- through the core ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_tree_from_every_layout(layout):
+    tree = captree.build(LAYOUTS[layout], storage="float32")
+    np.testing.assert_array_equal(all_rows(tree), X)
+
+
+@pytest.mark.parametrize("source", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("storage", ["float16", "float32"])
+def test_kept_rows_are_the_rounded_rows(source, storage):
+    rows = X.astype(ml_dtypes.bfloat16 if source == "bfloat16" else source)
+    tree = captree.build(rows, storage=storage)
+    assert tree.storage == storage
+    assert all_rows(tree).dtype == storage
+    np.testing.assert_array_equal(all_rows(tree), rows.astype(np.float64).astype(storage))
+
+
+@pytest.mark.parametrize(("source", "off"), [("float16", 8e-3), ("bfloat16", 4e-2), ("float32", 1e-3), ("float64", 1e-3)])
+def test_rows_that_are_not_unit(source, off):
+    rows = np.tile(np.array([[0.6, 0.8]]), (1000, 1))
+    rows[[7, 500, 999]] *= 1 + off
+    rows = rows.astype(ml_dtypes.bfloat16 if source == "bfloat16" else source)
+    with pytest.raises(InvalidVectorsError, match=r"\b3\b.*\b7\b.*\b500\b.*\b999\b"):
+        captree.build(rows)
+    assert len(captree.build(rows, normalize=True)) == 1000
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_rows_that_are_not_finite(bad, normalize):
+    rows = X.copy()
+    rows[[3, 20], 1] = bad
+    with pytest.raises(InvalidVectorsError, match=r"\b2\b.*\b3\b.*\b20\b"):
+        captree.build(rows, normalize=normalize)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_zero_rows(normalize):
+    rows = X.copy()
+    rows[[4, 9]] = 0
+    with pytest.raises(InvalidVectorsError, match=r"\b2\b.*\b4\b.*\b9\b"):
+        captree.build(rows, normalize=normalize)
+
+
+def test_bad_rows_are_counted_over_all_batches():
+    bad = X.copy()
+    bad[0] *= 2
+    with pytest.raises(InvalidVectorsError, match=r"\b3\b.*\b0\b.*\b50\b.*\b100\b"):
+        captree.build(iter([bad, bad, bad]))
+
+
+def test_normalize_long_and_short_rows():
+    rows = X.astype(np.float64) * 10.0 ** np.linspace(-30, 30, 50)[:, None]
+    tree = captree.build(rows, normalize=True, storage="float32")
+    np.testing.assert_allclose(all_rows(tree), X, atol=1e-6)
+
+
+def test_path_with_column_through_build(pa, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"a": fixed(pa), "b": fixed(pa, X[::-1].copy())}), tmp_path / "x.parquet")
+    tree = captree.build(tmp_path / "x.parquet", column="b", storage="float32")
+    np.testing.assert_array_equal(all_rows(tree), X[::-1])
