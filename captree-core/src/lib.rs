@@ -1,5 +1,54 @@
 //! Exact counting, searching and fair sampling of unit vectors inside spherical caps.
+//!
+//! A *cap* is a unit vector, its center, and a maximum cosine distance in [0, 2]; a row of the tree is inside when
+//! `1 - <center, row> <= max_cos_distance` holds for the real-number value of the dot product of the stored floats.
+//! Every answer is exactly what real arithmetic gives, whatever the instruction set and the number of threads.
+//!
+//! ```text
+//! rows -> build (validate, spherical k-means) -> tree -> query  (count, search, nearest, estimate)
+//!                                                  |  -> sample (exact, approximate)
+//!                                                store (open formats on disk, mapped and checked)
+//! ```
+//!
+//! ```
+//! use captree_core::{Batch, Caps, Control, Ingest, Params, Storage, Threads, Tree};
+//!
+//! # fn main() -> captree_core::Result<()> {
+//! let (threads, control) = (Threads::new(None)?, Control::default());
+//! let mut ingest = Ingest::new(Storage::Float32, false);
+//! ingest.push(Batch::F32(&[1.0, 0.0, 0.0, 1.0, -1.0, 0.0]), 2, &threads)?;
+//! let tree = Tree::build(ingest.finish()?, &Params::new(64, None, 0)?, None, &threads, &control)?;
+//! let caps = Caps::new(2, &[1.0, 0.0], &[1.0])?;
+//! assert_eq!(tree.count(&caps, &threads, &control)?, [2]);
+//! # Ok(())
+//! # }
+//! ```
 
-pub mod control;
-pub mod error;
+mod build;
+mod caps;
+mod control;
+mod distance;
+mod element;
+mod error;
+mod exact;
+#[cfg(feature = "python")]
+mod python;
+mod query;
+mod rng;
+mod sample;
 pub mod store;
+mod threads;
+mod tree;
+mod vectors;
+
+pub use build::{Batch, DEFAULT_LEAF_SIZE, Ingest, MAX_ROWS, Params, Rows};
+pub use caps::Caps;
+pub use control::Control;
+pub use distance::Kernels;
+pub use element::Storage;
+pub use error::{Error, Result};
+pub use query::{Estimate, Nearest, RangeResult, SearchOptions};
+pub use sample::SampleOptions;
+pub use threads::Threads;
+pub use tree::{NodeRecord, Stats, Tree};
+pub use vectors::{NormRange, Precision, Vectors};

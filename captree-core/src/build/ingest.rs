@@ -1,0 +1,382 @@
+//! Input rows: validation, optional normalization, conversion to the storage dtype.
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::element::Storage;
+use crate::error::{Error, Result};
+use crate::store::Array;
+use crate::threads::Threads;
+use crate::vectors::{NormRange, Precision, Vectors, norm};
+
+/// Rows of one input batch, row by row.
+#[derive(Clone, Copy, Debug)]
+pub enum Batch<'a> {
+    /// Half precision.
+    F16(&'a [f16]),
+    /// bfloat16.
+    BF16(&'a [bf16]),
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Double precision.
+    F64(&'a [f64]),
+}
+
+impl Batch<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Batch::F16(x) => x.len(),
+            Batch::BF16(x) => x.len(),
+            Batch::F32(x) => x.len(),
+            Batch::F64(x) => x.len(),
+        }
+    }
+
+    fn precision(&self) -> Precision {
+        match self {
+            Batch::F16(_) => Precision::Float16,
+            Batch::BF16(_) => Precision::BFloat16,
+            Batch::F32(_) => Precision::Float32,
+            Batch::F64(_) => Precision::Float64,
+        }
+    }
+}
+
+/// What is wrong with a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    NotFinite,
+    Zero,
+    Norm(f64),
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Fault::NotFinite => write!(f, "not finite"),
+            Fault::Zero => write!(f, "zero"),
+            Fault::Norm(n) => write!(f, "norm {n:.6}"),
+        }
+    }
+}
+
+/// How many bad rows an error names.
+const NAMED: usize = 5;
+
+/// Rows one task converts.
+const CHUNK: usize = 1024;
+
+enum Stored {
+    F16(Vec<f16>),
+    F32(Vec<f32>),
+}
+
+/// Collects batches of rows as they come.
+pub struct Ingest {
+    normalize: bool,
+    dim: Option<usize>,
+    rows: usize,
+    stored: Stored,
+    norms: NormRange,
+    bad: usize,
+    named: Vec<(usize, Fault)>,
+    precision: Precision,
+}
+
+/// All rows, in input order, validated.
+pub struct Rows {
+    /// Number of dimensions.
+    pub dim: usize,
+    /// The stored rows.
+    pub vectors: Vectors,
+    /// Norms of the stored rows.
+    pub norms: NormRange,
+}
+
+impl Rows {
+    /// Errors with [`Error::MemoryLimit`] if building from these rows needs more than `limit` bytes.
+    ///
+    /// Beside the rows a build holds the tree order and, unless the tree is written to disk, the reordered rows.
+    pub fn check_memory(&self, limit: u64, on_disk: bool) -> Result<()> {
+        let rows = (self.vectors.len() / self.dim) as u64;
+        let stored = self.vectors.len() as u64 * self.vectors.storage().bytes() as u64;
+        let need = stored * if on_disk { 1 } else { 2 } + rows * 24;
+        if need <= limit {
+            return Ok(());
+        }
+        let out = if on_disk { "" } else { "; with out=, the tree is written to disk and needs about half" };
+        Err(Error::MemoryLimit(format!(
+            "expected a memory_limit of at least {need} bytes for {rows} rows of dim {}, got {limit}{out}",
+            self.dim
+        )))
+    }
+}
+
+impl Ingest {
+    /// Rows will be stored as `storage`; with `normalize`, scaled to length 1 first.
+    pub fn new(storage: Storage, normalize: bool) -> Self {
+        let stored = match storage {
+            Storage::Float16 => Stored::F16(Vec::new()),
+            Storage::Float32 => Stored::F32(Vec::new()),
+        };
+        Ingest {
+            normalize,
+            dim: None,
+            rows: 0,
+            stored,
+            norms: NormRange::EMPTY,
+            bad: 0,
+            named: Vec::new(),
+            precision: Precision::Float32,
+        }
+    }
+
+    /// Rows pushed so far.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Adds a batch of rows of `dim` dims.
+    ///
+    /// Bad rows are counted, and reported by [`Ingest::finish`], so that the error can tell how many there are in all.
+    /// Errors: [`Error::InvalidVectors`] if `dim` differs from the batches before.
+    pub fn push(&mut self, batch: Batch<'_>, dim: usize, threads: &Threads) -> Result<()> {
+        let expected = *self.dim.get_or_insert(dim);
+        if dim == 0 || dim != expected || !batch.len().is_multiple_of(dim) {
+            let expected = if expected == 0 { "at least 1".into() } else { expected.to_string() };
+            return Err(Error::InvalidVectors(format!("expected vectors of dim {expected}, got {dim}")));
+        }
+        self.precision = batch.precision();
+        let start = self.stored_len();
+        match &mut self.stored {
+            Stored::F16(v) => v.resize(start + batch.len(), f16::ZERO),
+            Stored::F32(v) => v.resize(start + batch.len(), 0.0),
+        }
+        let (normalize, tolerance) = (self.normalize, batch.precision().tolerance());
+        let reports = threads.run(|| match (&mut self.stored, batch) {
+            (Stored::F16(to), Batch::F16(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
+            (Stored::F16(to), Batch::BF16(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
+            (Stored::F16(to), Batch::F32(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
+            (Stored::F16(to), Batch::F64(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
+            (Stored::F32(to), Batch::F16(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
+            (Stored::F32(to), Batch::BF16(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
+            (Stored::F32(to), Batch::F32(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
+            (Stored::F32(to), Batch::F64(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
+        });
+        for (chunk, report) in reports.into_iter().enumerate() {
+            self.norms = self.norms.union(report.norms);
+            self.bad += report.bad;
+            let room = NAMED - self.named.len();
+            self.named.extend(report.named.into_iter().take(room).map(|(r, f)| (self.rows + chunk * CHUNK + r, f)));
+        }
+        self.rows += batch.len() / dim;
+        Ok(())
+    }
+
+    /// The rows. Errors: [`Error::InvalidVectors`] if there are none or some are bad, naming the first of them.
+    pub fn finish(self) -> Result<Rows> {
+        let dim = match self.dim {
+            Some(dim) if self.rows > 0 => dim,
+            _ => return Err(Error::InvalidVectors("expected at least one row, got none".into())),
+        };
+        if self.bad > 0 {
+            let named: Vec<String> = self.named.iter().map(|(row, fault)| format!("row {row} ({fault})")).collect();
+            let more = if self.bad > named.len() { ", ..." } else { "" };
+            let expected = if self.normalize {
+                "expected finite rows that are not zero".to_string()
+            } else {
+                let (tolerance, name) = (self.precision.tolerance(), self.precision.name());
+                format!(
+                    "expected finite rows of unit length (within {tolerance:.2e} for {name}; normalize=True scales rows)"
+                )
+            };
+            return Err(Error::InvalidVectors(format!(
+                "{expected}, got {} bad {} of {}: {}{more}",
+                self.bad,
+                if self.bad == 1 { "row" } else { "rows" },
+                self.rows,
+                named.join(", ")
+            )));
+        }
+        let vectors = match self.stored {
+            Stored::F16(v) => Vectors::F16(Array::from_vec(v)),
+            Stored::F32(v) => Vectors::F32(Array::from_vec(v)),
+        };
+        Ok(Rows { dim, vectors, norms: self.norms })
+    }
+
+    fn stored_len(&self) -> usize {
+        match &self.stored {
+            Stored::F16(v) => v.len(),
+            Stored::F32(v) => v.len(),
+        }
+    }
+}
+
+/// An input coordinate.
+trait Source: Copy + Send + Sync {
+    fn to_f64(self) -> f64;
+}
+
+macro_rules! source {
+    ($($t:ty),*) => { $(impl Source for $t {
+        #[inline]
+        fn to_f64(self) -> f64 {
+            f64::from(self)
+        }
+    })* };
+}
+source!(f16, bf16, f32, f64);
+
+/// A stored coordinate made from the input, rounded once.
+trait Target: Copy + Send + Sync {
+    fn from_f64(x: f64) -> Self;
+    fn widen(self) -> f32;
+}
+
+impl Target for f16 {
+    #[inline]
+    fn from_f64(x: f64) -> Self {
+        // Hardware rounds float32 to float16; a float64 that is no float32 must not be rounded twice.
+        let single = x as f32;
+        if f64::from(single) == x { f16::from_f32(single) } else { f16::from_f64(x) }
+    }
+    #[inline]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Target for f32 {
+    #[inline]
+    fn from_f64(x: f64) -> Self {
+        x as f32
+    }
+    #[inline]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+struct Report {
+    norms: NormRange,
+    bad: usize,
+    named: Vec<(usize, Fault)>,
+}
+
+fn convert<S: Source, T: Target>(from: &[S], to: &mut [T], dim: usize, tolerance: f64, normalize: bool) -> Vec<Report> {
+    from.par_chunks(CHUNK * dim)
+        .zip(to.par_chunks_mut(CHUNK * dim))
+        .map(|(from, to)| {
+            let mut report = Report { norms: NormRange::EMPTY, bad: 0, named: Vec::new() };
+            let mut stored = vec![0.0f32; dim];
+            for (r, (from, to)) in from.chunks_exact(dim).zip(to.chunks_exact_mut(dim)).enumerate() {
+                match scale(from, tolerance, normalize) {
+                    Ok(scale) => {
+                        for (x, y) in from.iter().zip(to.iter_mut()) {
+                            *y = T::from_f64(scale.apply(x.to_f64()));
+                        }
+                        stored.iter_mut().zip(to.iter()).for_each(|(x, y)| *x = y.widen());
+                        report.norms = report.norms.union(NormRange::of(norm(&stored)));
+                    }
+                    Err(fault) => {
+                        report.bad += 1;
+                        if report.named.len() < NAMED {
+                            report.named.push((r, fault));
+                        }
+                    }
+                }
+            }
+            report
+        })
+        .collect()
+}
+
+/// Division in two steps, so that a row of huge or tiny coordinates neither overflows nor vanishes.
+struct Scale {
+    largest: f64,
+    norm: f64,
+}
+
+impl Scale {
+    #[inline]
+    fn apply(&self, x: f64) -> f64 {
+        x / self.largest / self.norm
+    }
+}
+
+fn scale<S: Source>(row: &[S], tolerance: f64, normalize: bool) -> Result<Scale, Fault> {
+    let mut sums = [0.0f64; 8];
+    for (i, x) in row.iter().enumerate() {
+        sums[i % 8] += x.to_f64() * x.to_f64();
+    }
+    let length = sums.iter().sum::<f64>().sqrt();
+    if (length - 1.0).abs() <= tolerance {
+        return Ok(Scale { largest: 1.0, norm: if normalize { length } else { 1.0 } });
+    }
+    let largest = row.iter().fold(0.0f64, |m, x| m.max(x.to_f64().abs()));
+    if row.iter().any(|x| !x.to_f64().is_finite()) {
+        Err(Fault::NotFinite)
+    } else if largest == 0.0 {
+        Err(Fault::Zero)
+    } else if normalize {
+        let norm = row.iter().map(|x| (x.to_f64() / largest).powi(2)).sum::<f64>().sqrt();
+        Ok(Scale { largest, norm })
+    } else {
+        Err(Fault::Norm(length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ingest(batch: Batch<'_>, dim: usize, normalize: bool) -> Result<Rows> {
+        let mut ingest = Ingest::new(Storage::Float16, normalize);
+        ingest.push(batch, dim, &Threads::new(Some(2)).unwrap())?;
+        ingest.finish()
+    }
+
+    #[test]
+    fn bad_rows_are_counted_and_named() {
+        let mut rows = vec![0.0f32; 4000];
+        rows.chunks_exact_mut(2).for_each(|r| r[0] = 1.0);
+        rows[3 * 2] = 0.0;
+        rows[1500 * 2] = f32::NAN;
+        (1600..1700).for_each(|r| rows[r * 2] = 2.5);
+        let message = ingest(Batch::F32(&rows), 2, false).err().unwrap().to_string();
+        assert!(message.contains("102 bad rows of 2000: row 3 (zero), row 1500 (not finite), row 1600 (norm 2.5"));
+        let message = ingest(Batch::F32(&rows), 2, true).err().unwrap().to_string();
+        assert!(message.contains("2 bad rows of 2000: row 3 (zero), row 1500 (not finite)"), "{message}");
+    }
+
+    #[test]
+    fn extreme_rows_normalize() {
+        let rows = ingest(Batch::F64(&[3e-200, 4e-200, 3e200, 4e200, -3.0, 4.0]), 2, true).unwrap();
+        let mut out = [0.0; 2];
+        for (row, sign) in [(0, 1.0), (1, 1.0), (2, -1.0)] {
+            rows.vectors.widen(row, &mut out).unwrap();
+            assert_eq!(out, [f16::from_f64(0.6).to_f32() * sign, f16::from_f64(0.8).to_f32()]);
+        }
+        assert!(rows.norms.low > 0.999 && rows.norms.high < 1.001);
+    }
+
+    #[test]
+    fn doubles_round_once() {
+        // Just above the midpoint of two halves by less than a float32 can tell: rounding twice would go down.
+        let x = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
+        assert_eq!(<f16 as Target>::from_f64(x), f16::from_f64(x));
+        assert_eq!(<f16 as Target>::from_f64(x).to_f64(), 1.0 + 2f64.powi(-10));
+    }
+
+    #[test]
+    fn no_rows_and_changing_dims_are_errors() {
+        let empty = Ingest::new(Storage::Float32, false).finish().err().unwrap();
+        assert!(empty.to_string().contains("at least one row"));
+        let threads = Threads::new(Some(1)).unwrap();
+        let mut ingest = Ingest::new(Storage::Float32, false);
+        ingest.push(Batch::F32(&[1.0, 0.0]), 2, &threads).unwrap();
+        let error = ingest.push(Batch::F32(&[1.0, 0.0, 0.0]), 3, &threads).err().unwrap();
+        assert!(error.to_string().contains("expected vectors of dim 2, got 3"));
+    }
+}

@@ -1,0 +1,135 @@
+//! The dot-product loops, written once over [`Simd`].
+
+use crate::element::Element;
+
+/// No kernel sums fewer chains than this per dot product; the error bound counts on it.
+pub(super) const MIN_LANES: usize = 8;
+
+/// A register of `LANES` float32.
+///
+/// # Safety
+/// All methods need the CPU feature of the implementing instruction set; loads need `LANES` readable elements.
+pub(crate) trait Simd {
+    type V: Copy;
+    const LANES: usize;
+    unsafe fn zero() -> Self::V;
+    unsafe fn load_f32(p: *const f32) -> Self::V;
+    unsafe fn load_f16(p: *const half::f16) -> Self::V;
+    /// `a * b + c`, fused or not.
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn sum(v: Self::V) -> f32;
+}
+
+/// Dot products of `R` rows with `C` centers, all of length `d`, kept in registers until the end.
+///
+/// Each (row, center) pair is summed in the same order whatever `R` and `C`, so a result does not depend on where in a
+/// tile its row lies.
+///
+/// # Safety
+/// As for [`Simd`]; every row and center has `d` elements and `out` reaches `(C - 1) * stride + R` elements.
+#[inline(always)]
+unsafe fn block<S: Simd, E: Element, const R: usize, const C: usize>(
+    rows: &[&[E]],
+    centers: &[&[f32]],
+    d: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: forwarded from the caller; indices stay below d, R and C.
+    unsafe {
+        let mut acc = [[S::zero(); R]; C];
+        let whole = d - d % S::LANES;
+        let mut i = 0;
+        while i < whole {
+            let mut x = [S::zero(); R];
+            for r in 0..R {
+                x[r] = E::load::<S>(rows.get_unchecked(r).as_ptr().add(i));
+            }
+            for c in 0..C {
+                let q = S::load_f32(centers.get_unchecked(c).as_ptr().add(i));
+                for r in 0..R {
+                    acc[c][r] = S::mul_add(x[r], q, acc[c][r]);
+                }
+            }
+            i += S::LANES;
+        }
+        for c in 0..C {
+            for r in 0..R {
+                // The tail has fewer than LANES products; summed apart in MIN_LANES chains it would gain nothing.
+                let mut tail = [0.0f32; MIN_LANES];
+                for t in whole..d {
+                    let x = rows.get_unchecked(r).get_unchecked(t).to_f32();
+                    tail[t % MIN_LANES] += x * centers.get_unchecked(c).get_unchecked(t);
+                }
+                let rest = if whole < d { tail.iter().sum::<f32>() } else { 0.0 };
+                *out.add(c * stride + r) = S::sum(acc[c][r]) + rest;
+            }
+        }
+    }
+}
+
+/// A whole tile: 4 x 4 blocks and their borders.
+///
+/// # Safety
+/// As for [`super::TileKernel`].
+#[inline(always)]
+pub(super) unsafe fn tile<S: Simd, E: Element>(rows: &[&[E]], centers: &[&[f32]], out: &mut [f32]) {
+    let (n, d) = (rows.len(), centers.first().map_or(0, |c| c.len()));
+    let out = out.as_mut_ptr();
+    let mut c = 0;
+    while c < centers.len() {
+        let wide = centers.len() - c >= 4;
+        let mut r = 0;
+        while r < n {
+            let tall = n - r >= 4;
+            // SAFETY: the block's rows and centers are in range, and so is its place in `out`.
+            unsafe {
+                let (x, q, o) = (rows.get_unchecked(r..), centers.get_unchecked(c..), out.add(c * n + r));
+                match (tall, wide) {
+                    (true, true) => block::<S, E, 4, 4>(x, q, d, o, n),
+                    (true, false) => block::<S, E, 4, 1>(x, q, d, o, n),
+                    (false, true) => block::<S, E, 1, 4>(x, q, d, o, n),
+                    (false, false) => block::<S, E, 1, 1>(x, q, d, o, n),
+                }
+            }
+            r += if tall { 4 } else { 1 };
+        }
+        c += if wide { 4 } else { 1 };
+    }
+}
+
+/// Error-free sum: `a + b = s + e` exactly (Knuth's TwoSum).
+#[inline(always)]
+pub(crate) fn two_sum(a: f64, b: f64) -> (f64, f64) {
+    let s = a + b;
+    let z = s - a;
+    (s, (a - (s - z)) + (b - z))
+}
+
+/// Compensated dot product; the lanes vectorize under the caller's target features.
+#[inline(always)]
+pub(super) fn pair(a: &[f32], b: &[f32]) -> (f64, f64) {
+    const LANES: usize = 16;
+    let (mut sum, mut err) = ([0.0f64; LANES], [0.0f64; LANES]);
+    let (ac, bc) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (at, bt) = (ac.remainder(), bc.remainder());
+    for (x, y) in ac.zip(bc) {
+        for l in 0..LANES {
+            let (s, e) = two_sum(sum[l], f64::from(x[l]) * f64::from(y[l]));
+            sum[l] = s;
+            err[l] += e;
+        }
+    }
+    for (l, (x, y)) in at.iter().zip(bt).enumerate() {
+        let (s, e) = two_sum(sum[l], f64::from(*x) * f64::from(*y));
+        sum[l] = s;
+        err[l] += e;
+    }
+    let (mut hi, mut lo) = (0.0, 0.0);
+    for l in 0..LANES {
+        let (s, e) = two_sum(hi, sum[l]);
+        hi = s;
+        lo += e + err[l];
+    }
+    two_sum(hi, lo)
+}

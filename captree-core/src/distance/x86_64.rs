@@ -1,0 +1,122 @@
+//! AVX-512 and AVX2 instantiations.
+
+use std::arch::x86_64::*;
+
+use half::f16;
+
+use super::Kernels;
+use super::generic::{self, Simd};
+
+struct Avx512;
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::V {
+        // SAFETY: the caller has AVX-512F.
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(p: *const f32) -> Self::V {
+        // SAFETY: the caller has AVX-512F and 16 readable elements; the load needs no alignment.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> Self::V {
+        // SAFETY: the caller has AVX-512F and 16 readable elements; the load needs no alignment.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: the caller has AVX-512F.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(v: Self::V) -> f32 {
+        // SAFETY: the caller has AVX-512F.
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+}
+
+struct Avx2;
+
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::V {
+        // SAFETY: the caller has AVX2.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(p: *const f32) -> Self::V {
+        // SAFETY: the caller has AVX2 and 8 readable elements; the load needs no alignment.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> Self::V {
+        // SAFETY: the caller has F16C and 8 readable elements; the load needs no alignment.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: the caller has FMA.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(v: Self::V) -> f32 {
+        // SAFETY: the caller has AVX2.
+        unsafe {
+            let half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+            let quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+            _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)))
+        }
+    }
+}
+
+macro_rules! instantiate {
+    ($simd:ty, $features:literal, $name:literal, $f16:ident, $f32:ident, $pair:ident, $kernels:ident) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $f16(rows: &[&[f16]], centers: &[&[f32]], out: &mut [f32]) {
+            // SAFETY: the caller keeps the contract of TileKernel and has the features.
+            unsafe { generic::tile::<$simd, f16>(rows, centers, out) }
+        }
+        #[target_feature(enable = $features)]
+        unsafe fn $f32(rows: &[&[f32]], centers: &[&[f32]], out: &mut [f32]) {
+            // SAFETY: the caller keeps the contract of TileKernel and has the features.
+            unsafe { generic::tile::<$simd, f32>(rows, centers, out) }
+        }
+        #[target_feature(enable = $features)]
+        unsafe fn $pair(a: &[f32], b: &[f32]) -> (f64, f64) {
+            generic::pair(a, b)
+        }
+        const $kernels: Kernels = Kernels { name: $name, f16: $f16, f32: $f32, pair: $pair };
+    };
+}
+
+instantiate!(Avx512, "avx512f,avx512vl,avx2,fma,f16c", "avx512", f16_512, f32_512, pair_512, AVX512);
+instantiate!(Avx2, "avx2,fma,f16c", "avx2", f16_256, f32_256, pair_256, AVX2);
+
+/// The kernels that this CPU has, widest first.
+pub(super) fn available() -> Vec<Kernels> {
+    let mut found = Vec::new();
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    if avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+        found.push(AVX512);
+    }
+    if avx2 {
+        found.push(AVX2);
+    }
+    found
+}

@@ -1,0 +1,88 @@
+//! `captree._core.Builder`.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use half::{bf16, f16};
+use numpy::{PyReadonlyArray2, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+
+use super::run::{error, run};
+use super::tree::Tree;
+use crate::build::{Batch, Ingest, Params};
+use crate::element::Storage;
+use crate::error::Error;
+use crate::threads::Threads;
+
+/// Collects rows and builds a tree of them.
+#[pyclass(frozen, module = "captree._core")]
+pub(super) struct Builder {
+    ingest: Mutex<Option<Ingest>>,
+    threads: Option<usize>,
+}
+
+#[pymethods]
+impl Builder {
+    #[new]
+    #[pyo3(signature = (storage = "float16", normalize = false, threads = None))]
+    fn new(py: Python<'_>, storage: &str, normalize: bool, threads: Option<usize>) -> PyResult<Self> {
+        let storage = match storage {
+            "float16" => Storage::Float16,
+            "float32" => Storage::Float32,
+            other => {
+                let message = format!("expected storage \"float16\" or \"float32\", got {other:?}");
+                return Err(error(py, Error::InvalidParameter(message)));
+            }
+        };
+        Ok(Builder { ingest: Mutex::new(Some(Ingest::new(storage, normalize))), threads })
+    }
+
+    #[pyo3(signature = (batch, bfloat16 = false))]
+    fn push(&self, py: Python<'_>, batch: &Bound<'_, PyAny>, bfloat16: bool) -> PyResult<()> {
+        let threads = Threads::new(self.threads).map_err(|e| error(py, e))?;
+        let mut guard = self.ingest.lock().unwrap_or_else(|e| e.into_inner());
+        let ingest = guard.as_mut().ok_or_else(|| error(py, finished()))?;
+        let mut add = |batch: Batch<'_>, dim: usize| run(py, None, |_| ingest.push(batch, dim, &threads));
+        if bfloat16 {
+            let array: PyReadonlyArray2<'_, u16> = batch.extract()?;
+            return add(Batch::BF16(bytemuck::cast_slice::<u16, bf16>(array.as_slice()?)), array.shape()[1]);
+        }
+        if let Ok(array) = batch.extract::<PyReadonlyArray2<'_, f32>>() {
+            add(Batch::F32(array.as_slice()?), array.shape()[1])
+        } else if let Ok(array) = batch.extract::<PyReadonlyArray2<'_, f16>>() {
+            add(Batch::F16(array.as_slice()?), array.shape()[1])
+        } else {
+            let array: PyReadonlyArray2<'_, f64> = batch.extract()?;
+            add(Batch::F64(array.as_slice()?), array.shape()[1])
+        }
+    }
+
+    #[pyo3(signature = (out = None, fanout = 64, leaf_size = None, seed = 0, memory_limit = None, threads = None, progress = None))]
+    #[allow(clippy::too_many_arguments)]
+    fn finish(
+        &self,
+        py: Python<'_>,
+        out: Option<PathBuf>,
+        fanout: usize,
+        leaf_size: Option<usize>,
+        seed: u64,
+        memory_limit: Option<u64>,
+        threads: Option<usize>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Tree> {
+        let fail = |e| error(py, e);
+        let threads = Threads::new(threads.or(self.threads)).map_err(fail)?;
+        let params = Params::new(fanout, leaf_size, seed).map_err(fail)?;
+        let ingest = self.ingest.lock().unwrap_or_else(|e| e.into_inner()).take().ok_or_else(|| fail(finished()))?;
+        let rows = ingest.finish().map_err(fail)?;
+        if let Some(limit) = memory_limit {
+            rows.check_memory(limit, out.is_some()).map_err(fail)?;
+        }
+        run(py, progress, |control| crate::tree::Tree::build(rows, &params, out.as_deref(), &threads, control))
+            .map(Tree::from)
+    }
+}
+
+fn finished() -> Error {
+    Error::InvalidParameter("expected a builder in use, got one that has finished".into())
+}

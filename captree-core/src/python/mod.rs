@@ -1,0 +1,23 @@
+//! The Python extension module `captree._core`: unpacks arguments, releases the GIL, calls the core, maps errors.
+
+mod builder;
+mod run;
+mod tree;
+
+use pyo3::prelude::*;
+
+/// The Rust core. Private: use the names of `captree`.
+#[pymodule(gil_used = false)]
+mod _core {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::builder::Builder;
+    #[pymodule_export]
+    use super::tree::Tree;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,117 @@
+//! The one place that releases the GIL, catches Ctrl-C and panics, reports progress and maps errors.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+use pyo3::exceptions::PyKeyboardInterrupt;
+use pyo3::prelude::*;
+
+use crate::control::Control;
+use crate::error::{Error, Result};
+
+/// How often a waiting call looks at signals and reports progress.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Multiply-adds below which a call is over before anybody would press Ctrl-C.
+const SHORT: u128 = 200_000_000;
+
+/// Whether `caps` queries over `rows` rows of `dim` dims are surely a short call.
+pub(super) fn is_short(caps: usize, rows: usize, dim: usize) -> bool {
+    caps as u128 * rows as u128 * dim as u128 <= SHORT
+}
+
+/// Runs short work on the calling thread, without the GIL.
+pub(super) fn run_short<R: Send>(py: Python<'_>, work: impl FnOnce(&Control) -> Result<R> + Send) -> PyResult<R> {
+    let result = py.detach(|| guarded(|| work(&Control::default())));
+    result.map_err(|e| to_py(py, e))
+}
+
+/// Runs work on a thread of its own, without the GIL, while this one answers Ctrl-C and reports progress.
+pub(super) fn run<R: Send>(
+    py: Python<'_>,
+    progress: Option<&Bound<'_, PyAny>>,
+    work: impl FnOnce(&Control) -> Result<R> + Send,
+) -> PyResult<R> {
+    let control = Control::default();
+    let mut raised: Option<PyErr> = None;
+    let result = std::thread::scope(|scope| {
+        let (sender, mut receiver) = sync_channel(1);
+        let worker = std::thread::Builder::new().name("captree-call".into()).spawn_scoped(scope, {
+            let control = &control;
+            move || {
+                // The receiver outlives this thread, so sending cannot fail.
+                let _ = sender.send(guarded(|| work(control)));
+            }
+        });
+        if let Err(e) = worker {
+            return Err(Failure::Core(Error::io("starting a thread", e)));
+        }
+        let report = |raised: &mut Option<PyErr>| {
+            let called = progress.map_or(Ok(()), |callback| callback.call1(control.snapshot()).map(|_| ()));
+            if let Err(e) = py.check_signals().and(called)
+                && raised.is_none()
+            {
+                control.cancel();
+                *raised = Some(e);
+            }
+        };
+        loop {
+            // A receiver may move to the detached closure but not be shared with it: hand over the only reference.
+            let only = &mut receiver;
+            match py.detach(move || only.recv_timeout(POLL)) {
+                Ok(result) => {
+                    if result.is_ok() {
+                        report(&mut raised);
+                    }
+                    return result;
+                }
+                Err(RecvTimeoutError::Timeout) => report(&mut raised),
+                Err(RecvTimeoutError::Disconnected) => return Err(Failure::Panic("the worker vanished".into())),
+            }
+        }
+    });
+    match raised {
+        Some(e) => Err(e),
+        None => result.map_err(|e| to_py(py, e)),
+    }
+}
+
+/// Why work did not succeed.
+pub(super) enum Failure {
+    Core(Error),
+    Panic(String),
+}
+
+fn guarded<R>(work: impl FnOnce() -> Result<R>) -> Result<R, Failure> {
+    // Trees are immutable and everything else dies with the call, so a panic leaves nothing half-changed behind.
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(Failure::Core),
+        Err(payload) => Err(Failure::Panic(
+            payload
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+                .unwrap_or_else(|| "unknown panic".to_owned()),
+        )),
+    }
+}
+
+/// The Python exception for a failure: a class of `captree.errors`.
+pub(super) fn to_py(py: Python<'_>, failure: Failure) -> PyErr {
+    let (class, message) = match failure {
+        Failure::Core(Error::Interrupted) => return PyKeyboardInterrupt::new_err(()),
+        Failure::Core(e) => (e.class(), e.to_string()),
+        Failure::Panic(what) => ("InternalError", format!("a defect in captree, please report it: {what}")),
+    };
+    let raise = || py.import("captree.errors")?.getattr(class)?.call1((message,));
+    match raise() {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(e) => e,
+    }
+}
+
+/// Maps an error that no work was started for.
+pub(super) fn error(py: Python<'_>, e: Error) -> PyErr {
+    to_py(py, Failure::Core(e))
+}

@@ -1,0 +1,267 @@
+//! `captree._core.Tree`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use half::f16;
+use numpy::ndarray::Array2;
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::run::{error, is_short, run, run_short};
+use crate::caps::Caps;
+use crate::control::Control;
+use crate::element::Storage;
+use crate::error::{Error, Result};
+use crate::query::SearchOptions;
+use crate::sample::SampleOptions;
+use crate::threads::Threads;
+
+/// A tree of spherical caps.
+#[pyclass(frozen, module = "captree._core")]
+pub(super) struct Tree(Arc<crate::tree::Tree>);
+
+impl From<crate::tree::Tree> for Tree {
+    fn from(tree: crate::tree::Tree) -> Self {
+        Tree(Arc::new(tree))
+    }
+}
+
+type Centers<'py> = PyReadonlyArray2<'py, f32>;
+type Bounds<'py> = PyReadonlyArray1<'py, f64>;
+type Column<'py, T> = Bound<'py, PyArray1<T>>;
+type Table<'py, T> = Bound<'py, PyArray2<T>>;
+
+impl Tree {
+    /// Unpacks a batch of caps and runs a query on it.
+    fn query<R: Send>(
+        &self,
+        py: Python<'_>,
+        centers: &Centers<'_>,
+        bounds: &Bounds<'_>,
+        threads: Option<usize>,
+        work: impl FnOnce(&crate::tree::Tree, &Caps<'_>, &Threads, &Control) -> Result<R> + Send,
+    ) -> PyResult<R> {
+        let (tree, dim) = (&*self.0, centers.shape()[1]);
+        let (centers, bounds) = (centers.as_slice()?, bounds.as_slice()?);
+        let short = is_short(bounds.len(), tree.len(), tree.dim());
+        let call = |control: &Control| {
+            let threads = Threads::new(threads)?;
+            // An empty batch may come without a dimension; it has an answer all the same.
+            let caps = Caps::new(if bounds.is_empty() { tree.dim() } else { dim }, centers, bounds)?;
+            work(tree, &caps, &threads, control)
+        };
+        if short { run_short(py, call) } else { run(py, None, call) }
+    }
+}
+
+/// A flat vector as a 2-d array of `columns`.
+fn table<T: numpy::Element>(py: Python<'_>, values: Vec<T>, columns: usize) -> PyResult<Table<'_, T>> {
+    let rows = if columns == 0 { 0 } else { values.len() / columns };
+    let array = Array2::from_shape_vec((rows, columns), values)
+        .map_err(|e| error(py, Error::InvalidParameter(e.to_string())))?;
+    Ok(array.into_pyarray(py))
+}
+
+#[pymethods]
+impl Tree {
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        run_short(py, |_| crate::tree::Tree::open(&path)).map(Tree::from)
+    }
+
+    #[getter]
+    fn n(&self) -> usize {
+        self.0.len()
+    }
+
+    #[getter]
+    fn dim(&self) -> usize {
+        self.0.dim()
+    }
+
+    #[getter]
+    fn storage(&self) -> &'static str {
+        self.0.storage().name()
+    }
+
+    #[getter]
+    fn path(&self) -> Option<String> {
+        self.0.path().map(|p| p.to_string_lossy().into_owned())
+    }
+
+    #[pyo3(signature = (centers, bounds, threads = None))]
+    fn count<'py>(
+        &self,
+        py: Python<'py>,
+        centers: Centers<'py>,
+        bounds: Bounds<'py>,
+        threads: Option<usize>,
+    ) -> PyResult<Column<'py, i64>> {
+        let counts =
+            self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| tree.count(caps, threads, control))?;
+        Ok(counts.into_pyarray(py))
+    }
+
+    #[pyo3(signature = (centers, bounds, sort = false, limit = None, threads = None))]
+    #[allow(clippy::too_many_arguments, clippy::type_complexity)]
+    fn search<'py>(
+        &self,
+        py: Python<'py>,
+        centers: Centers<'py>,
+        bounds: Bounds<'py>,
+        sort: bool,
+        limit: Option<usize>,
+        threads: Option<usize>,
+    ) -> PyResult<(Column<'py, i64>, Column<'py, i64>, Column<'py, f64>)> {
+        let options = SearchOptions { sort, limit };
+        let found = self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| {
+            tree.search(caps, options, threads, control)
+        })?;
+        Ok((found.offsets.into_pyarray(py), found.rows.into_pyarray(py), found.distances.into_pyarray(py)))
+    }
+
+    #[pyo3(signature = (queries, k, threads = None))]
+    fn nearest<'py>(
+        &self,
+        py: Python<'py>,
+        queries: Centers<'py>,
+        k: usize,
+        threads: Option<usize>,
+    ) -> PyResult<(Table<'py, i64>, Table<'py, f64>)> {
+        let (tree, dim, rows) = (&*self.0, queries.shape()[1], queries.shape()[0]);
+        if dim != tree.dim() && rows > 0 {
+            let message = format!("expected queries of dim {}, got {dim}", tree.dim());
+            return Err(error(py, Error::InvalidCaps(message)));
+        }
+        let queries = queries.as_slice()?;
+        let call = |control: &Control| tree.nearest(queries, k, &Threads::new(threads)?, control);
+        let found = if is_short(rows, tree.len(), dim) { run_short(py, call) } else { run(py, None, call) }?;
+        Ok((table(py, found.rows, k)?, table(py, found.distances, k)?))
+    }
+
+    #[pyo3(signature = (centers, bounds, k, replace, seed, threads = None))]
+    #[allow(clippy::too_many_arguments)]
+    fn sample<'py>(
+        &self,
+        py: Python<'py>,
+        centers: Centers<'py>,
+        bounds: Bounds<'py>,
+        k: usize,
+        replace: bool,
+        seed: u64,
+        threads: Option<usize>,
+    ) -> PyResult<Table<'py, i64>> {
+        let options = SampleOptions { k, replace, seed };
+        let rows = self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| {
+            tree.sample(caps, options, threads, control)
+        })?;
+        table(py, rows, k)
+    }
+
+    #[pyo3(signature = (centers, bounds, k, replace, density_samples, seed, threads = None))]
+    #[allow(clippy::too_many_arguments)]
+    fn sample_approximate<'py>(
+        &self,
+        py: Python<'py>,
+        centers: Centers<'py>,
+        bounds: Bounds<'py>,
+        k: usize,
+        replace: bool,
+        density_samples: usize,
+        seed: u64,
+        threads: Option<usize>,
+    ) -> PyResult<Table<'py, i64>> {
+        let options = SampleOptions { k, replace, seed };
+        let rows = self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| {
+            tree.sample_approximate(caps, options, density_samples, threads, control)
+        })?;
+        table(py, rows, k)
+    }
+
+    #[pyo3(signature = (centers, bounds, samples, confidence, seed, threads = None))]
+    #[allow(clippy::too_many_arguments, clippy::type_complexity)]
+    fn estimate<'py>(
+        &self,
+        py: Python<'py>,
+        centers: Centers<'py>,
+        bounds: Bounds<'py>,
+        samples: usize,
+        confidence: f64,
+        seed: u64,
+        threads: Option<usize>,
+    ) -> PyResult<(Column<'py, f64>, Column<'py, i64>, Column<'py, i64>)> {
+        let found = self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| {
+            tree.estimate(caps, samples, confidence, seed, threads, control)
+        })?;
+        Ok((found.counts.into_pyarray(py), found.low.into_pyarray(py), found.high.into_pyarray(py)))
+    }
+
+    fn take<'py>(&self, py: Python<'py>, rows: PyReadonlyArray1<'py, i64>) -> PyResult<Bound<'py, PyAny>> {
+        let (tree, rows) = (&*self.0, rows.as_slice()?);
+        match tree.storage() {
+            Storage::Float16 => {
+                let values: Vec<f16> = run_short(py, |_| tree.take_f16(rows))?;
+                Ok(table(py, values, tree.dim())?.into_any())
+            }
+            Storage::Float32 => {
+                let values: Vec<f32> = run_short(py, |_| tree.take_f32(rows))?;
+                Ok(table(py, values, tree.dim())?.into_any())
+            }
+        }
+    }
+
+    fn nodes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (nodes, out) = (self.0.nodes(), PyDict::new(py));
+        let long = |get: fn(&crate::tree::NodeRecord) -> i64| nodes.iter().map(get).collect::<Vec<_>>().into_pyarray(py);
+        out.set_item("parent", long(|n| n.parent))?;
+        out.set_item("first_child", long(|n| n.first_child))?;
+        out.set_item("start", long(|n| n.start))?;
+        out.set_item("rows", long(|n| n.rows))?;
+        let short = |get: fn(&crate::tree::NodeRecord) -> i32| nodes.iter().map(get).collect::<Vec<_>>().into_pyarray(py);
+        out.set_item("depth", short(|n| n.depth))?;
+        out.set_item("children", short(|n| n.children))?;
+        let bounds: Vec<f64> = nodes.iter().map(|n| n.max_cos_distance).collect();
+        out.set_item("max_cos_distance", bounds.into_pyarray(py))?;
+        let centers = run_short(py, |_| self.0.centers().map(<[f32]>::to_vec))?;
+        out.set_item("center", table(py, centers, self.0.dim())?)?;
+        Ok(out)
+    }
+
+    fn node_rows<'py>(&self, py: Python<'py>, node: usize) -> PyResult<Column<'py, i64>> {
+        Ok(run_short(py, |_| self.0.node_rows(node).map(<[i64]>::to_vec))?.into_pyarray(py))
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (stats, out) = (run_short(py, |_| self.0.stats())?, PyDict::new(py));
+        out.set_item("rows", stats.rows)?;
+        out.set_item("dim", stats.dim)?;
+        out.set_item("storage", stats.storage)?;
+        out.set_item("fanout", stats.fanout)?;
+        out.set_item("leaf_size", stats.leaf_size)?;
+        out.set_item("seed", stats.seed)?;
+        out.set_item("nodes", stats.nodes)?;
+        out.set_item("leaves", stats.leaves)?;
+        out.set_item("depth", stats.depth)?;
+        out.set_item("leaf_rows_min", stats.leaf_rows_min)?;
+        out.set_item("leaf_rows_mean", stats.leaf_rows_mean)?;
+        out.set_item("leaf_rows_max", stats.leaf_rows_max)?;
+        out.set_item("leaf_max_cos_distance_median", stats.leaf_max_cos_distance_median)?;
+        out.set_item("bytes", stats.bytes)?;
+        out.set_item("vector_bytes", stats.vector_bytes)?;
+        out.set_item("kernels", stats.kernels)?;
+        out.set_item("path", self.path())?;
+        Ok(out)
+    }
+
+    #[pyo3(signature = (threads = None, progress = None))]
+    fn verify(&self, py: Python<'_>, threads: Option<usize>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        run(py, progress, |control| self.0.verify(&Threads::new(threads)?, control))
+    }
+
+    #[pyo3(signature = (path, progress = None))]
+    fn save(&self, py: Python<'_>, path: PathBuf, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        run(py, progress, |control| self.0.save(&path, &Threads::new(None)?, control))
+    }
+}

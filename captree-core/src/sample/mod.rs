@@ -1,0 +1,77 @@
+//! Random rows of caps: exactly uniform, or by the two-stage scheme with density estimates.
+
+mod approximate;
+mod exact;
+
+use std::collections::HashMap;
+
+use crate::caps::Caps;
+use crate::distance::TILE;
+use crate::error::{Error, Result};
+use crate::query::Decider;
+use crate::rng::{Key, Purpose};
+use crate::tree::Tree;
+use crate::vectors::{row, with_elements};
+
+/// What to draw.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleOptions {
+    /// Draws per cap, at least 1.
+    pub k: usize,
+    /// Whether a row may come more than once per cap.
+    pub replace: bool,
+    /// Same seed, same rows.
+    pub seed: u64,
+}
+
+impl SampleOptions {
+    fn check(&self) -> Result<()> {
+        if self.k == 0 {
+            return Err(Error::InvalidParameter("expected k of at least 1, got 0".into()));
+        }
+        Ok(())
+    }
+}
+
+/// One key per cap: a hash of the seed, the cap's content, and how many equal caps stand before it in the batch.
+///
+/// So a cap's draws depend on neither its place in the batch nor on the other caps, and equal caps still get
+/// independent draws.
+fn keys(caps: &Caps<'_>, purpose: Purpose, seed: u64) -> Vec<Key> {
+    let mut seen: HashMap<u128, u64> = HashMap::with_capacity(caps.len());
+    (0..caps.len())
+        .map(|i| {
+            let (center, bound) = (bytemuck::cast_slice(caps.center(i)), caps.bound(i).to_le_bytes());
+            let mut hash = xxhash_rust::xxh3::Xxh3::new();
+            hash.update(center);
+            hash.update(&bound);
+            let content = hash.digest128();
+            let before = seen.entry(content).or_default();
+            let key = Key::new(purpose, seed, &[&content.to_le_bytes(), &before.to_le_bytes()]);
+            *before += 1;
+            key
+        })
+        .collect()
+}
+
+/// Tests the rows at some tree positions against caps: `each(i, first, mask)` for cap `active[i]` and the positions
+/// from number `first` of the list on.
+pub(crate) fn hits(
+    tree: &Tree,
+    caps: &Caps<'_>,
+    active: &[usize],
+    positions: &[usize],
+    mut each: impl FnMut(usize, usize, u64),
+) -> Result<()> {
+    let mut decider = Decider::new(caps, active);
+    with_elements!(&tree.vectors, array => {
+        for (t, tile) in positions.chunks(TILE).enumerate() {
+            let rows = tile.iter().map(|p| row(array, *p, tree.dim())).collect::<Result<Vec<_>>>()?;
+            decider.decide(active, &rows, |i, mask| {
+                each(i, t * TILE, mask);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
+}
