@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
         sys.stdout.flush()
     except UsageError as error:
-        return _usage(args.parser.format_usage(), str(error))
+        print(f"{args.parser.format_usage()}{args.parser.prog}: error: {error}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
@@ -66,11 +67,6 @@ def _fail(message: str, status: int) -> int:
     start = "\n" if status == INTERRUPTED and sys.stderr.isatty() else ""
     print(f"{start}captree: {message}" if status == INTERRUPTED else f"captree: error: {message}", file=sys.stderr)
     return status
-
-
-def _usage(usage: str, message: str) -> int:
-    print(f"{usage}captree: error: {message}", file=sys.stderr)
-    return USAGE
 
 
 def _close_stdout() -> None:

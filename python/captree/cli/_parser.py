@@ -18,6 +18,25 @@ class Verbs(Protocol):
     def add_parser(self, name: str, **kwargs: Any) -> argparse.ArgumentParser: ...
 
 
+class VerbParser(argparse.ArgumentParser):
+    """A verb's arguments, options and positionals in any order.
+
+    Left to itself, argparse takes ``count TREE -d 0.5 CENTERS`` for a line without CENTERS and one word too many.
+    """
+
+    _inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in ArgumentParser, but by way of ``parse_known_intermixed_args``, which may call this method in turn."""
+        if self._inside:
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+
 ABOUT = """\
 How many, which, and a fair random draw of your unit vectors lie within this distance of that direction.
 
@@ -42,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="captree", description=ABOUT, epilog=START, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"captree {captree.__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True, parser_class=VerbParser)
     for module in (build, query, pairs, bench, figures, story):
         module.add(verbs)
     return parser

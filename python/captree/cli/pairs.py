@@ -22,8 +22,8 @@ def add(verbs: Verbs) -> None:
         captree pairs words.captree pairs-once -n 500 --no-replace   every row at most once
         """,
         """
-OUT, a new or empty folder, gets Parquet files with the columns row (int64), center (fixed-size list of float32) and
-max_cos_distance (float32). The same tree, number and seed give the same pairs.
+OUT, a new or empty folder, gets Parquet files with the columns row (int64), center (fixed-size list of
+float32) and max_cos_distance (float32). The same tree, number and seed give the same pairs.
         """,
     )
     add_tree(parser)

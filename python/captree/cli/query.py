@@ -13,7 +13,7 @@ import captree
 from captree.cli import _text as text
 from captree.cli._caps import HOW, NamedCaps, add_caps, read_caps
 from captree.cli._files import TABLES, check_suffix, read_texts, write_npy, write_table
-from captree.cli._parser import Verbs, add_threads, add_tree, positive, verb, whole
+from captree.cli._parser import UsageError, Verbs, add_threads, add_tree, positive, verb, whole
 
 _SEARCH_DTYPE = np.dtype([("cap", np.int64), ("row", np.int64), ("distance", np.float64)])
 
@@ -205,7 +205,7 @@ def sample(args: argparse.Namespace) -> None:
     options: dict[str, Any] = {}
     if args.density_samples is not None:
         if args.method != "approximate":
-            args.parser.error("--density-samples goes with --method approximate")
+            raise UsageError("--density-samples goes with --method approximate")
         options["density_samples"] = args.density_samples
     drawn = tree.sample(
         caps.caps,

@@ -15,13 +15,13 @@ def add(verbs: Verbs) -> None:
         demo,
         "Tell the whole story on real data, in about a minute.",
         """
-        captree demo --quick
-        captree demo --out my-demo --quick
+        captree demo
+        captree demo --quick --out my-demo
         """,
         """
-30,000 WordNet synsets, embedded by a sentence encoder, come with the package. The demo builds a tree from them,
-looks at it, counts and samples around a meaning, compares exact, approximate and brute force, writes training
-pairs and saves plots. Needs pip install 'captree[plot]'.
+30,000 WordNet synsets, embedded by a sentence encoder, come with the package. The demo builds a tree from
+them, looks at it, counts and samples around a meaning, compares exact, approximate and brute force, writes
+training pairs and saves plots. Needs pip install 'captree[plot]'.
         """,
     )
     parser.add_argument("--out", metavar="DIR", default="demo-out", help="folder for what the demo writes (demo-out)")
