@@ -103,11 +103,11 @@ test-benches: $(VENV)/.stamp-captree
 
 test-torch: .venv-torch/.stamp-captree
 	$(call section,pytest: torch tensors$(comma) the built wheel in an environment of its own)
-	.venv-torch/bin/python -P -m pytest tests/torch --confcutdir tests/torch
+	.venv-torch/bin/python -P -m pytest tests/with_torch --confcutdir tests/with_torch
 
 test-python: $(VENV)/.stamp-captree build/wheel/.stamp
 	$(call section,pytest)
-	$(PY) -m pytest tests --ignore tests/torch
+	$(PY) -m pytest tests --ignore tests/with_torch
 
 bench-data: $(VENV)/.stamp-captree
 	$(PY) -m benches.prepare

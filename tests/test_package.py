@@ -63,7 +63,7 @@ def test_import_needs_nothing_but_numpy() -> None:
 
 def test_import_works_where_the_optional_packages_are_missing() -> None:
     blocked = "import sys; sys.modules.update(dict.fromkeys(['pyarrow', 'matplotlib', 'torch', 'cupy']))"
-    code = f"{blocked}; import captree; print(len(captree.build(captree.testing.clip_like(50, 8, seed=0))))"
+    code = f"{blocked}; import captree.testing; print(len(captree.build(captree.testing.clip_like(50, 8, seed=0))))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert out.stderr == ""
     assert out.stdout.strip() == "50"
