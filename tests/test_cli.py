@@ -253,6 +253,13 @@ def test_one_vector_is_one_center(here: Path, run: Run) -> None:
     assert len(call_json(run, "count words.captree one.npy -d 0.7")["caps"]) == 1
 
 
+def test_no_centers(here: Path, run: Run) -> None:
+    np.save("none.npy", np.empty((0, D), np.float32))
+    for verb in ("count", "search", "sample"):
+        run(f"{verb} words.captree none.npy -d 0.5")
+        assert call_json(run, f"{verb} words.captree none.npy -d 0.5")["caps"] == []
+
+
 def test_centers_that_are_not_unit(here: Path, run: Run) -> None:
     assert "norm" in run("count words.captree raw.npy -d 0.7", status=1)[1]
     assert len(call_json(run, "count words.captree raw.npy -d 0.7 --normalize")["caps"]) == N
@@ -395,6 +402,9 @@ def test_bench(here: Path, run: Run) -> None:
         ("count words.captree bad.npy -d 0.5", "bad.npy"),
         ("count words.captree bad.parquet -d 0.5", "bad.parquet"),
         ("count words.captree . -d 0.5", "folder"),
+        ("count words.captree odd.parquet", "max_cos_distance"),
+        ("count words.captree nulls.parquet", "nulls"),
+        ("count words.captree --row 1 -d 0.5 --out folder.npy", "folder.npy"),
         ("count words.captree --row 1 -d 0.5 --out missing/counts.npy", "missing"),
         ("count words.captree --row 1 -d 0.5 --estimate --confidence 1.5", "confidence"),
         ("search words.captree --row 1 -d 0.5 --texts short.txt", "600"),
@@ -411,6 +421,10 @@ def test_failures_are_one_line(line: str, says: str, here: Path, run: Run) -> No
     Path("bad.npy").write_bytes(b"\x93NUMPY\xff\xff not at all")
     Path("bad.parquet").write_bytes(b"PAR1 nor this PAR1")
     Path("short.txt").write_text("one\ntwo\n")
+    Path("folder.npy").mkdir()
+    caps = captree.Caps(vectors()[:2], 0.5).to_arrow().drop_columns("max_cos_distance")
+    pq.write_table(caps.append_column("max_cos_distance", [["near", "far"]]), "odd.parquet")
+    pq.write_table(caps.append_column("max_cos_distance", [[0.5, None]]), "nulls.parquet")
     out, err = run(line, status=1)
     assert out == ""
     assert re.fullmatch(r"captree: error: [^\n]+\n", err)

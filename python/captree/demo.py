@@ -31,6 +31,7 @@ from captree.errors import InternalError, InvalidParameterError, MissingDependen
 
 MARK = "demo.json"
 OUTPUTS = ("words.captree", "words.txt", "queries.parquet", "pairs", "plots")
+WIDTH = 100
 PHRASE = "small birds"
 BOUNDS = (0.4, 0.5, 0.6, 0.8)
 OTHERS = ("things you sit on", "a feeling of regret", "stringed musical instruments", "volcanic rock", "sweet desserts")
@@ -102,12 +103,12 @@ class _Story:
     def say(self, *paragraphs: str) -> None:
         """Paragraphs, filled to the width of the page."""
         for paragraph in paragraphs:
-            self.print(textwrap.fill(" ".join(paragraph.split()), min(text.width(), 100)) + "\n")
+            self.print(textwrap.fill(" ".join(paragraph.split()), text.width(WIDTH)) + "\n")
 
     def print(self, lines: str = "") -> None:
         """Lines as they are, each cut to the width of the page."""
         for line in lines.split("\n"):
-            self.stream.write(text.fit(line, min(text.width(), 100)) + "\n")
+            self.stream.write(text.fit(line, text.width(WIDTH)) + "\n")
         self.stream.flush()
 
     def heading(self, title: str) -> None:
@@ -177,7 +178,7 @@ class _Story:
             for i, bound in enumerate(BOUNDS)
         ]
         header = ["max cos distance", "rows inside", "of all", "estimate", "95% interval"]
-        self.print(text.table(header, lines, indent=4))
+        self.print(text.table(header, lines, indent=4, most=WIDTH))
         self.print("\nWhich? The nearest ones:\n")
         self.texts(tree.nearest(center, 5).rows[0])
         self.print("\nAnd a fair random draw, every row inside being equally likely:")
@@ -199,7 +200,7 @@ class _Story:
             that estimates densities at the root's children; "numpy scan" is a float32 matrix product over all rows."""
         )
         found = bench.measure(self.tree, 400 if self.quick else 1500, seconds=0.05 if self.quick else 0.25)
-        self.print(textwrap.indent(bench.describe(found).split("\n\n", 1)[1].rsplit("\n\n", 1)[0], "    "))
+        self.print(bench.table(found, indent=4))
         caps = captree.training_caps(self.tree, 300, seed=1)
         counts = self.tree.count(caps)
         truth, _ = _brute.count(self.tree, caps.centers, caps.max_cos_distance)
@@ -236,7 +237,7 @@ class _Story:
         distinct = len(rows) * (1 - (1 - 1 / len(rows)) ** k)
         lines.append(["a perfect draw", f"{floor:.4f}", f"{np.mean((fair == 0).sum(axis=1)):.0f}", f"{distinct:,.0f}"])
         header = ["method", "total variation", "rows never drawn", "distinct rows in one call"]
-        self.print(text.table(header, lines, left=(0,), indent=4))
+        self.print(text.table(header, lines, left=(0,), indent=4, most=WIDTH))
 
     def pairs(self) -> None:
         """Training pairs."""
@@ -261,7 +262,7 @@ class _Story:
             [_word(self.data.texts[near]), f"{bounds[i]:.2f}", self.data.texts[table["row"][int(i)].as_py()]]
             for i, near in zip(some, nearest, strict=True)
         ]
-        self.print(text.table(["center near", "bound", "row drawn"], lines, left=(0, 2), indent=4))
+        self.print(text.table(["center near", "bound", "row drawn"], lines, left=(0, 2), indent=4, most=WIDTH))
 
     def plots(self) -> None:
         """Pictures."""

@@ -8,6 +8,7 @@ turns that into a line on standard error and an exit status.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: an expected failure, told in one line on standard error. 2: a command line that makes no sense.
     130: interrupted. Defects of captree itself are not caught: their traceback is what a report needs.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a text that the terminal cannot show is no reason to stop
     parser = make_parser()
     try:
         args = parser.parse_args(argv)
@@ -54,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _message(error: BaseException) -> str:
     """One line: an error's own words; a bare operating system error without its number."""
     if isinstance(error, OSError) and not isinstance(error, CaptreeError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+        place = error.filename2 if error.filename2 is not None else error.filename
+        text = f"{place}: {error.strerror}" if place is not None else error.strerror
     elif isinstance(error, MemoryError) and not str(error):
         text = "not enough memory"
     else:

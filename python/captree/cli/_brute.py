@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import captree
 
 _BLOCK_BYTES = 128 << 20
+_PAIRS = 8192
 
 
 def blocks(tree: captree.Tree) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -42,16 +43,20 @@ def count(
         dots = centers @ block.T
         counts += np.count_nonzero(dots >= surely, axis=1)
         seconds += time.perf_counter() - began
-        for cap, row in np.argwhere((dots >= maybe) & (dots < surely)):
-            counts[cap] += _inside(centers[cap], block[row], float(bounds[cap]))
+        cap, row = np.nonzero((dots >= maybe) & (dots < surely))
+        for start in range(0, len(cap), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            inside = _inside(centers[cap[part]], block[row[part]], bounds[cap[part]])
+            counts += np.bincount(cap[part][inside], minlength=len(bounds))
     return counts, seconds
 
 
-def _inside(center: NDArray[np.float32], row: NDArray[np.float32], bound: float) -> bool:
-    """Whether 1 - <center, row> <= bound holds for the real numbers that the floats stand for."""
+def _inside(centers: NDArray[np.float32], rows: NDArray[np.float32], bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether 1 - <center, row> <= bound holds, pair by pair, for the real numbers that the floats stand for."""
     # float64 holds every product exactly; only their sum needs more digits, and only very near the bound.
-    products = center.astype(np.float64) * row.astype(np.float64)
-    distance = 1.0 - float(products.sum())
-    if abs(distance - bound) > 1e-9:
-        return distance <= bound
-    return 1 - sum(map(Fraction, products.tolist()), Fraction(0)) <= Fraction(bound)
+    products = centers.astype(np.float64) * rows.astype(np.float64)
+    distances = 1.0 - products.sum(axis=1)
+    inside: NDArray[np.bool_] = distances <= bounds
+    for i in np.flatnonzero(np.abs(distances - bounds) <= 1e-9):
+        inside[i] = 1 - sum(map(Fraction, products[i].tolist()), Fraction(0)) <= Fraction(float(bounds[i]))
+    return inside

@@ -68,7 +68,12 @@ def add_caps(parser: argparse.ArgumentParser, seed_help: str = "seed of the trai
         "-d", "--max-cos-distance", metavar="B", type=number_list, help="bound as a cosine distance, 0 to 2; B1,B2,..."
     )
     group.add_argument("--radius", metavar="A", type=number_list, help="bound as an angle in radians, 0 to pi")
-    group.add_argument("--min-cosine", metavar="M", type=number_list, help="bound as a smallest cosine, -1 to 1")
+    group.add_argument(
+        "--min-cosine",
+        metavar="M",
+        type=number_list,
+        help="bound as a smallest cosine, -1 to 1; a list that begins below zero as --min-cosine=-0.2,0.4",
+    )
     add_seed(group, None, seed_help)
 
 
@@ -129,7 +134,12 @@ def _from_file(
         centers = np.concatenate([_array(rows) for rows in slices(path, column)])
         found = read_columns(path, ["max_cos_distance", "text"])
     names = [str(text) for text in found.get("text", [])] or [f"center {i}" for i in range(len(centers))]
-    own = np.array(found["max_cos_distance"], dtype=np.float64) if "max_cos_distance" in found else None
+    own: NDArray[np.float64] | None = None
+    if "max_cos_distance" in found:
+        try:
+            own = np.array(found["max_cos_distance"], dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InvalidParameterError(f"{path}: expected numbers in the column 'max_cos_distance'") from None
     return (_unit(centers) if normalize else centers), own, names
 
 

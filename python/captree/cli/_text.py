@@ -12,15 +12,17 @@ import numpy as np
 MISSING = "-"
 
 
-def width() -> int:
-    """Columns of the terminal, between 60 and 120; 100 where there is none."""
-    return min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
+def width(most: int = 120) -> int:
+    """Columns of the terminal, between 60 and `most`; at most 100 where there is none."""
+    return min(max(shutil.get_terminal_size((100, 24)).columns, 60), most)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (), indent: int = 0) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (), indent: int = 0, most: int = 120
+) -> str:
     """Lines of a table: numbers to the right, the columns in `left` to the left; the last column is cut to fit."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    room = max(width() - indent - sum(widths[:-1]) - 2 * (len(widths) - 1), 10)
+    room = max(width(most) - indent - sum(widths[:-1]) - 2 * (len(widths) - 1), 10)
     widths[-1] = min(widths[-1], room)
 
     def line(cells: Sequence[str]) -> str:

@@ -187,6 +187,22 @@ def _check_draws(tree: captree.Tree, caps: captree.Caps, counts: NDArray[np.int6
 
 def describe(found: Bench) -> str:
     """The findings as a table and a few sentences."""
+    threads = "every core" if found.threads is None else f"{found.threads} threads"
+    return "\n".join(
+        [
+            f"{found.rows:,} rows of {found.dim} dimensions, {found.caps:,} training caps, {threads}; caps per second",
+            "",
+            table(found),
+            "",
+            f"draws per sample: {found.draws}. numpy scan: float32 matrix product and comparison, all rows.",
+            f"checked: {found.counts_checked:,} counts equal brute force, {found.draws_checked:,} draws lie inside.",
+        ]
+    )
+
+
+def table(found: Bench, indent: int = 0) -> str:
+    """Caps per second, a line per decade of selectivity."""
+    header = ["rows inside", "caps", "count", "sample exact", "approximate", "numpy scan"]
     lines = [
         [
             group.selectivity,
@@ -198,14 +214,4 @@ def describe(found: Bench) -> str:
         ]
         for group in found.groups
     ]
-    threads = "every core" if found.threads is None else f"{found.threads} threads"
-    return "\n".join(
-        [
-            f"{found.rows:,} rows of {found.dim} dimensions, {found.caps:,} training caps, {threads}; caps per second",
-            "",
-            text.table(["rows inside", "caps", "count", "sample exact", "approximate", "numpy scan"], lines, left=(0,)),
-            "",
-            f"draws per sample: {found.draws}. numpy scan: float32 matrix product and comparison, all rows.",
-            f"checked: {found.counts_checked:,} counts equal brute force, {found.draws_checked:,} draws lie inside.",
-        ]
-    )
+    return text.table(header, lines, left=(0,), indent=indent, most=100)

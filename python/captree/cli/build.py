@@ -172,7 +172,7 @@ def depth_table(tree: captree.Tree, indent: int = 2) -> str:
         ]
         for level in by_depth(tree)
     ]
-    return text.table(header, lines, indent=indent)
+    return text.table(header, lines, indent=indent, most=100)
 
 
 def _write_nodes(tree: captree.Tree, path: str) -> None:

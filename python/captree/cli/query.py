@@ -35,7 +35,7 @@ def add(verbs: Verbs) -> None:
         HOW,
     )
     add_tree(parser)
-    add_caps(parser)
+    add_caps(parser, "seed of the training caps and of the estimate (default 0)")
     parser.add_argument("--estimate", action="store_true", help="estimate with an interval instead of counting")
     parser.add_argument("--samples", metavar="N", type=positive, default=4096, help="rows an estimate looks at (4096)")
     parser.add_argument("--confidence", metavar="P", type=float, default=0.95, help="of an estimate's interval (0.95)")
@@ -183,7 +183,7 @@ def search(args: argparse.Namespace) -> None:
     rows = [
         [
             caps.names[cap[i]],
-            f"{found.rows[i]:,}",
+            str(found.rows[i]),
             f"{found.distances[i]:.4f}",
             *([texts[found.rows[i]]] if texts else []),
         ]
@@ -233,8 +233,7 @@ def sample(args: argparse.Namespace) -> None:
         places = [(i, row) for i, rows in enumerate(drawn) for row in rows]
         shown = _shown(args, len(places))
         lines = [
-            [caps.names[i], f"{caps.bounds[i]:.4g}", f"{row:,}", _text_of(texts, row) or ""]
-            for i, row in places[:shown]
+            [caps.names[i], f"{caps.bounds[i]:.4g}", str(row), _text_of(texts, row) or ""] for i, row in places[:shown]
         ]
         print(text.table(["center", "max cos distance", "row", "text"], lines, left=(0, 3)))
         rest, what = len(places) - shown, "draws"
