@@ -237,9 +237,14 @@ trait Target: Copy + Send + Sync {
 impl Target for f16 {
     #[inline]
     fn from_f64(x: f64) -> Self {
-        // Hardware rounds float32 to float16; a float64 that is no float32 must not be rounded twice.
-        let single = x as f32;
-        if f64::from(single) == x { f16::from_f32(single) } else { f16::from_f64(x) }
+        // By way of float32 rounded to odd, so that the second rounding still sees on which side of a midpoint `x` lies.
+        let nearest = x as f32;
+        let single = match f64::from(nearest) == x {
+            true => nearest,
+            false if f64::from(nearest).abs() > x.abs() => f32::from_bits((nearest.to_bits() - 1) | 1),
+            false => f32::from_bits(nearest.to_bits() | 1),
+        };
+        f16::from_f32(single)
     }
     #[inline]
     fn widen(self) -> f32 {
@@ -363,10 +368,19 @@ mod tests {
 
     #[test]
     fn doubles_round_once() {
-        // Just above the midpoint of two halves by less than a float32 can tell: rounding twice would go down.
-        let x = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
-        assert_eq!(<f16 as Target>::from_f64(x), f16::from_f64(x));
-        assert_eq!(<f16 as Target>::from_f64(x).to_f64(), 1.0 + 2f64.powi(-10));
+        // Just above or below the midpoint of two halves by less than a float32 can tell.
+        let (low, high) = (1.0, 1.0 + 2f64.powi(-10));
+        let middle = (low + high) / 2.0;
+        let rounded = |x: f64| <f16 as Target>::from_f64(x).to_f64();
+        assert_eq!(rounded(middle + 2f64.powi(-40)), high);
+        assert_eq!(rounded(-middle - 2f64.powi(-40)), -high);
+        assert_eq!(rounded(middle - 2f64.powi(-40)), low);
+        // A tie goes to the even one.
+        assert_eq!(rounded(middle), low);
+        assert_eq!(rounded(high + 2f64.powi(-11)), 1.0 + 2f64.powi(-9));
+        // Below the normal range of float16.
+        assert_eq!(rounded(2f64.powi(-25) + 2f64.powi(-60)), 2f64.powi(-24));
+        assert_eq!(rounded(2f64.powi(-25)), 0.0);
     }
 
     #[test]

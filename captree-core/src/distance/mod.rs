@@ -132,9 +132,8 @@ mod tests {
     }
 
     fn vectors(count: usize) -> impl Strategy<Value = Vec<Vec<f32>>> {
-        (1usize..70).prop_flat_map(move |d| {
-            prop::collection::vec(prop::collection::vec(-1.0f32..1.0, d).prop_map(unit), count)
-        })
+        (1usize..70)
+            .prop_flat_map(move |d| prop::collection::vec(prop::collection::vec(-1.0f32..1.0, d).prop_map(unit), count))
     }
 
     proptest! {

@@ -99,8 +99,8 @@ impl Tree {
         bounds: Bounds<'py>,
         threads: Option<usize>,
     ) -> PyResult<Column<'py, i64>> {
-        let counts =
-            self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| tree.count(caps, threads, control))?;
+        let counts = self
+            .query(py, &centers, &bounds, threads, |tree, caps, threads, control| tree.count(caps, threads, control))?;
         Ok(counts.into_pyarray(py))
     }
 
@@ -214,12 +214,14 @@ impl Tree {
 
     fn nodes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (nodes, out) = (self.0.nodes(), PyDict::new(py));
-        let long = |get: fn(&crate::tree::NodeRecord) -> i64| nodes.iter().map(get).collect::<Vec<_>>().into_pyarray(py);
+        let long =
+            |get: fn(&crate::tree::NodeRecord) -> i64| nodes.iter().map(get).collect::<Vec<_>>().into_pyarray(py);
         out.set_item("parent", long(|n| n.parent))?;
         out.set_item("first_child", long(|n| n.first_child))?;
         out.set_item("start", long(|n| n.start))?;
         out.set_item("rows", long(|n| n.rows))?;
-        let short = |get: fn(&crate::tree::NodeRecord) -> i32| nodes.iter().map(get).collect::<Vec<_>>().into_pyarray(py);
+        let short =
+            |get: fn(&crate::tree::NodeRecord) -> i32| nodes.iter().map(get).collect::<Vec<_>>().into_pyarray(py);
         out.set_item("depth", short(|n| n.depth))?;
         out.set_item("children", short(|n| n.children))?;
         let bounds: Vec<f64> = nodes.iter().map(|n| n.max_cos_distance).collect();

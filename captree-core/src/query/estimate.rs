@@ -48,7 +48,11 @@ impl Tree {
         }
         if self.len() <= samples {
             let counts = self.count(caps, threads, control)?;
-            return Ok(Estimate { counts: counts.iter().map(|c| *c as f64).collect(), low: counts.clone(), high: counts });
+            return Ok(Estimate {
+                counts: counts.iter().map(|c| *c as f64).collect(),
+                low: counts.clone(),
+                high: counts,
+            });
         }
         self.check_dim(caps)?;
         let mut stream = Key::new(Purpose::Estimate, seed, &[]).stream(0);
@@ -63,7 +67,9 @@ impl Tree {
                     .map(|block| {
                         control.check()?;
                         let mut counts = vec![0u64; block.len()];
-                        hits(self, caps, block, &positions, |cap, _, mask| counts[cap] += u64::from(mask.count_ones()))?;
+                        hits(self, caps, block, &positions, |cap, _, mask| {
+                            counts[cap] += u64::from(mask.count_ones())
+                        })?;
                         control.add(1);
                         Ok(counts)
                     })

@@ -99,16 +99,17 @@ impl Tree {
         let kept = k.min(self.len());
         // Enough blocks for every thread, few enough that a block shares its rows.
         let block = count.div_ceil(threads.count()).clamp(1, BLOCK);
-        let best: Vec<Vec<Entry>> = threads.run(|| {
-            with_elements!(&self.vectors, array => {
-                let search =
-                    Search { tree: self, array, centers: self.centers()?, control, error: f32_error(self.dim) };
-                queries.par_chunks(block * self.dim).map(|q| search.block(q, kept)).collect::<Result<Vec<_>>>()
-            })
-        })?
-        .into_iter()
-        .flatten()
-        .collect();
+        let best: Vec<Vec<Entry>> = threads
+            .run(|| {
+                with_elements!(&self.vectors, array => {
+                    let search =
+                        Search { tree: self, array, centers: self.centers()?, control, error: f32_error(self.dim) };
+                    queries.par_chunks(block * self.dim).map(|q| search.block(q, kept)).collect::<Result<Vec<_>>>()
+                })
+            })?
+            .into_iter()
+            .flatten()
+            .collect();
         let mut result = Nearest { rows: vec![-1; count * k], distances: vec![f64::INFINITY; count * k] };
         for (q, found) in best.iter().enumerate() {
             for (i, entry) in found.iter().enumerate() {
@@ -178,8 +179,7 @@ impl<E: Element> Search<'_, E> {
         let mut i = 0;
         while !self.tree.nodes[i].is_leaf() {
             let children = self.tree.nodes[i].child_range();
-            let centers: Vec<&[f32]> =
-                self.centers[children.start * d..children.end * d].chunks_exact(d).collect();
+            let centers: Vec<&[f32]> = self.centers[children.start * d..children.end * d].chunks_exact(d).collect();
             let mut dots = vec![0.0f32; centers.len()];
             Kernels::get().dots(&centers, &[query.vector], &mut dots);
             let nearest = dots.iter().enumerate().fold(0, |best, (c, dot)| if *dot > dots[best] { c } else { best });

@@ -141,7 +141,11 @@ impl<'a> Walk<'a> {
         let mut decider = Decider::new(self.caps, active);
         for start in range.clone().step_by(TILE) {
             let tile = rows(array, start..(start + TILE).min(range.end), self.tree.dim)?;
-            decider.decide(active, &tile, |i, mask| if mask == 0 { Ok(()) } else { sink.some(active[i], start, mask) })?;
+            decider.decide(
+                active,
+                &tile,
+                |i, mask| if mask == 0 { Ok(()) } else { sink.some(active[i], start, mask) },
+            )?;
         }
         Ok(())
     }

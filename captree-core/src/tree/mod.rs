@@ -50,7 +50,13 @@ impl Tree {
     /// Builds a tree in memory, or at `out`, where it is written to a temporary folder and renamed.
     ///
     /// Errors: [`Error::Interrupted`], [`Error::Io`], [`Error::InvalidParameter`].
-    pub fn build(rows: Rows, params: &Params, out: Option<&Path>, threads: &Threads, control: &Control) -> Result<Tree> {
+    pub fn build(
+        rows: Rows,
+        params: &Params,
+        out: Option<&Path>,
+        threads: &Threads,
+        control: &Control,
+    ) -> Result<Tree> {
         threads.run(|| {
             // A path that cannot be written must fail now, not after the work.
             let writer = out.map(crate::store::FolderWriter::create).transpose()?;
@@ -66,7 +72,8 @@ impl Tree {
             let tree_rows: Vec<i64> = order.iter().map(|r| i64::from(*r)).collect();
             let meta = persist::Meta::new(&rows, params, norms, nodes.len());
             if let (Some(writer), Some(out)) = (writer, out) {
-                let arrays = persist::Arrays { rows: &tree_rows, positions: &positions, nodes: &nodes, centers: &centers };
+                let arrays =
+                    persist::Arrays { rows: &tree_rows, positions: &positions, nodes: &nodes, centers: &centers };
                 with_elements!(&rows.vectors, a => persist::write(writer, &meta, &arrays, n, control, |range| {
                     gather(a, &order[range], rows.dim)
                 }))?;

@@ -58,7 +58,11 @@ impl NodeRecord {
 
     /// Numbers of the children.
     pub fn child_range(&self) -> Range<usize> {
-        if self.children == 0 { 0..0 } else { self.first_child as usize..self.first_child as usize + self.children as usize }
+        if self.children == 0 {
+            0..0
+        } else {
+            self.first_child as usize..self.first_child as usize + self.children as usize
+        }
     }
 
     /// Whether the node has no children.

@@ -48,7 +48,8 @@ impl Meta {
 
     /// Says what no tree can have, if anything.
     fn fault(&self) -> Option<String> {
-        let unit = |r: NormRange| (r.low - 1.0).abs().max((r.high - 1.0).abs()) <= 2.0 * Precision::BFloat16.tolerance();
+        let unit =
+            |r: NormRange| (r.low - 1.0).abs().max((r.high - 1.0).abs()) <= 2.0 * Precision::BFloat16.tolerance();
         if self.rows == 0 || self.dim == 0 || self.nodes == 0 {
             return Some(format!("expected rows, dims and nodes, found {self:?}"));
         }

@@ -22,7 +22,8 @@ impl Tree {
     /// Errors: [`Error::Corrupt`] with the first violation; [`Error::Interrupted`].
     pub fn verify(&self, threads: &Threads, control: &Control) -> Result<()> {
         threads.run(|| {
-            let bytes = self.vectors_bytes() + self.rows.byte_len() + self.positions.byte_len() + self.centers.byte_len();
+            let bytes =
+                self.vectors_bytes() + self.rows.byte_len() + self.positions.byte_len() + self.centers.byte_len();
             control.phase("checksums", bytes);
             with_elements!(&self.vectors, a => a.verify(control))?;
             self.rows.verify(control)?;
