@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # maturin refuses to choose between two active environments.
-MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV=$(CURDIR)/$(VENV) $(CURDIR)/$(BIN)/maturin
+MATURIN := env -u CONDA_PREFIX VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_QUIET=1 $(CURDIR)/$(BIN)/maturin
 # One interpreter for every build script, whatever `python3` on the PATH is.
 export PYO3_PYTHON := $(CURDIR)/$(PY)
 
@@ -53,6 +53,7 @@ docs: test-docs-rust $(VENV)/.stamp-captree ## Build the Rust API docs (target/d
 	$(PY) -m pytest tests/test_docs.py
 
 wheel: $(VENV)/.stamp-tools ## Build the release wheel (abi3, CPython 3.11+) and the sdist into dist/, and check both
+	$(PY) $(PIP_INSTALL) --group release
 	rm -rf dist
 	$(MATURIN) build --release --strip --sdist --out dist $(WHEEL_FLAGS)
 	$(PY) -m twine check --strict dist/*
