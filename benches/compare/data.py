@@ -85,7 +85,7 @@ class Problem:
             edge /= 10
         for low, high in zip([-1.0, *edges[:-1]], edges, strict=True):
             inside = everything[(selectivity > low) & (selectivity <= high)]
-            name = "none" if high == 0 else f"<= {high:.3%}".replace(".000", "").replace("00%", "%")
+            name = "none" if high == 0 else f"<= {100 * high:g}%"
             if len(inside):
                 groups.append(Group(name, inside[:most], len(inside) / len(everything)))
         return groups

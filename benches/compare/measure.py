@@ -79,6 +79,7 @@ def best_time(call: Callable[[], Any], limits: Limits) -> tuple[Any, float]:
 
 def measure(peer: Peer, problem: Problem, operations: list[str], limits: Limits) -> Result:
     """Builds the peer's index and runs the operations."""
+    peer.setup()
     before = memory()
     start = time.perf_counter()
     peer.build(problem.vectors_path)

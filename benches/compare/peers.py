@@ -1,5 +1,6 @@
 """What a peer is, and the list of them."""
 
+import importlib
 import importlib.util
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -42,6 +43,10 @@ class Peer(ABC):
         if importlib.util.find_spec(cls.module) is None:
             return f"{cls.name}: not installed: pip install {cls.install}"
         return None
+
+    def setup(self) -> None:
+        """Imports the library and sets its number of threads; what this takes is not the index's."""
+        importlib.import_module(self.module)
 
     @abstractmethod
     def build(self, vectors: Path) -> None:

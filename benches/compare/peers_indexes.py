@@ -17,11 +17,13 @@ class Faiss(Peer):
     module = "faiss"
     install = "faiss-cpu"
 
-    def build(self, vectors: Path) -> None:
+    def setup(self) -> None:
         import faiss
 
         faiss.omp_set_num_threads(self.threads)
         self.faiss = faiss
+
+    def build(self, vectors: Path) -> None:
         given = load(vectors)
         self.index = self.make(given)
         if not self.index.is_trained:
@@ -103,13 +105,16 @@ class SklearnBallTree(Peer):
     name = "sklearn-balltree"
     module = "sklearn"
     install = "scikit-learn"
-    note = "Euclidean on unit vectors, leaf_size=64; one thread"
+    note = "Euclidean on unit vectors, leaf_size=64; one thread; as far off at the bound as rows are from unit length"
     slow = True
 
-    def build(self, vectors: Path) -> None:
+    def setup(self) -> None:
         from sklearn.neighbors import BallTree
 
-        self.tree = BallTree(load(vectors), leaf_size=64)
+        self.make = BallTree
+
+    def build(self, vectors: Path) -> None:
+        self.tree = self.make(load(vectors), leaf_size=64)
 
     def count(self, centers: Floats, bounds: Bounds) -> Rows:
         return np.asarray(self.tree.query_radius(centers, euclidean(bounds), count_only=True), dtype=np.int64)
@@ -128,13 +133,16 @@ class ScipyKdTree(Peer):
     name = "scipy-ckdtree"
     module = "scipy"
     install = "scipy"
-    note = "Euclidean on unit vectors, leafsize=64"
+    note = "Euclidean on unit vectors, leafsize=64; as far off at the bound as rows are from unit length"
     slow = True
 
-    def build(self, vectors: Path) -> None:
+    def setup(self) -> None:
         from scipy.spatial import cKDTree
 
-        self.tree = cKDTree(load(vectors), leafsize=64)
+        self.make = cKDTree
+
+    def build(self, vectors: Path) -> None:
+        self.tree = self.make(load(vectors), leafsize=64)
 
     def count(self, centers: Floats, bounds: Bounds) -> Rows:
         found = self.tree.query_ball_point(centers, euclidean(bounds), workers=self.threads, return_length=True)
@@ -157,11 +165,14 @@ class Usearch(Peer):
     install = "usearch"
     note = "HNSW, connectivity 32, expansion 128/64, f32; nearest only; approximate"
 
-    def build(self, vectors: Path) -> None:
+    def setup(self) -> None:
         from usearch.index import Index
 
+        self.make = Index
+
+    def build(self, vectors: Path) -> None:
         given = load(vectors)
-        self.index = Index(
+        self.index = self.make(
             ndim=given.shape[1], metric="ip", dtype="f32", connectivity=32, expansion_add=128, expansion_search=64
         )
         self.index.add(np.arange(len(given)), given, threads=self.threads)

@@ -16,11 +16,13 @@ class NumpyProduct(Peer):
     install = "numpy threadpoolctl"
     note = "float32 product in blocks, compare, sum; rows within rounding of the bound may be wrong"
 
-    def build(self, vectors: Path) -> None:
+    def setup(self) -> None:
         from threadpoolctl import threadpool_limits
 
-        self.vectors: Floats = load(vectors)
         threadpool_limits(self.threads)
+
+    def build(self, vectors: Path) -> None:
+        self.vectors: Floats = load(vectors)
 
     def count(self, centers: Floats, bounds: Bounds) -> Rows:
         least = (1.0 - bounds).astype(np.float32)
@@ -64,12 +66,14 @@ class TorchProduct(Peer):
     install = "torch"
     note = "float32 product in blocks, compare, sum; on the CPU"
 
-    def build(self, vectors: Path) -> None:
+    def setup(self) -> None:
         import torch
 
         self.torch = torch
         torch.set_num_threads(self.threads)
-        self.vectors = torch.from_numpy(load(vectors))
+
+    def build(self, vectors: Path) -> None:
+        self.vectors = self.torch.from_numpy(load(vectors))
 
     def count(self, centers: Floats, bounds: Bounds) -> Rows:
         torch = self.torch
@@ -110,11 +114,13 @@ class TorchInt8(Peer):
     install = "torch"
     note = "one 8-bit scale per row, torch._int_mm; approximate"
 
-    def build(self, vectors: Path) -> None:
+    def setup(self) -> None:
         import torch
 
         self.torch = torch
         torch.set_num_threads(self.threads)
+
+    def build(self, vectors: Path) -> None:
         self.codes: Any
         self.codes, self.scales = self._quantize(load(vectors))
 

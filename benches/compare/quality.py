@@ -9,19 +9,27 @@ from benches import exact
 from benches.compare.data import Problem
 from benches.compare.peers import Peer, Rows
 
-SAMPLED_CAPS = 4
-SAMPLED_ROWS = (20, 500)
-"""Sizes of the caps that samplers are judged on: enough rows to be unfair to, few enough to see it."""
+SAMPLED_CAPS = 2
+SAMPLED_ROWS = ((20, 200), (500, 2000))
+"""Sizes of the caps that samplers are judged on: needles, and caps where many nodes cross."""
 DRAWS_PER_ROW = 20
+MOST_CALLS = 4000
 NOISE_RUNS = 20
+BATCHES = {"a call for each draw": 1, "batches of 500": 500}
+"""A batch of equal caps must give independent draws, as separate calls with other seeds must."""
 
 
 def counts(answer: Rows, truth: Rows) -> dict[str, float]:
     """Share of wrong counts, and found rows over true rows."""
     return {
         "wrong_caps": float(np.mean(answer != truth)),
-        "recall": float(np.minimum(answer, truth).sum() / max(1, truth.sum())),
+        "recall": share(int(np.minimum(answer, truth).sum()), int(truth.sum())),
     }
+
+
+def share(part: int, whole: int) -> float:
+    """Of nothing, everything was found."""
+    return part / whole if whole else 1.0
 
 
 def distances(problem: Problem, cap: int) -> NDArray[np.float64]:
@@ -38,7 +46,7 @@ def rows_found(problem: Problem, caps: Rows, answer: list[Rows]) -> dict[str, fl
     for cap, rows in zip(caps, answer, strict=True):
         inside = distances(problem, cap) <= problem.bounds[cap]
         found, true, right = found + len(rows), true + int(inside.sum()), right + int(inside[rows].sum())
-    return {"recall": right / max(1, true), "precision": right / max(1, found)}
+    return {"recall": share(right, true), "precision": share(right, found)}
 
 
 def drawn(problem: Problem, caps: Rows, answer: Rows) -> dict[str, float]:
@@ -63,23 +71,24 @@ def nearest_recall(truth: Rows, answer: Rows) -> float:
 
 
 def samplers(peer: Peer, problem: Problem) -> list[dict[str, Any]]:
-    """Total variation distance from uniform, and duplicates, for repeated single draws from a few caps.
-
-    Draws are single (k=1) with a seed of their own, many copies of the cap in a batch: what a training loop does.
-    """
-    fit = np.flatnonzero((problem.counts >= SAMPLED_ROWS[0]) & (problem.counts <= SAMPLED_ROWS[1]))
+    """Total variation distance from uniform, and duplicates, for repeated single draws from a few caps."""
     out: list[dict[str, Any]] = []
     if not peer.sampler:
         return out
-    for cap in fit[:SAMPLED_CAPS]:
+    for cap in sampled_caps(problem):
         inside = np.flatnonzero(distances(problem, cap) <= problem.bounds[cap])
-        draws = DRAWS_PER_ROW * len(inside)
-        per_call = min(draws, 500)
-        rows: list[Rows] = []
-        for seed in range(-(-draws // per_call)):
-            rows.append(sample_copies(peer, problem, cap, per_call, seed))
-        out.append({"cap": int(cap), "rows": len(inside)} | uniformity(np.concatenate(rows), inside))
+        for how, copies in BATCHES.items():
+            draws = min(DRAWS_PER_ROW * len(inside), MOST_CALLS * copies)
+            rows = [sample_copies(peer, problem, cap, copies, seed) for seed in range(-(-draws // copies))]
+            out.append({"cap": cap, "rows": len(inside), "how": how} | uniformity(np.concatenate(rows), inside))
     return out
+
+
+def sampled_caps(problem: Problem) -> list[int]:
+    """A few caps of every size."""
+    counts = problem.counts
+    fit = [np.flatnonzero((counts >= low) & (counts <= high))[:SAMPLED_CAPS] for low, high in SAMPLED_ROWS]
+    return [int(cap) for cap in np.concatenate(fit)]
 
 
 def sample_copies(peer: Peer, problem: Problem, cap: int, copies: int, seed: int) -> Rows:

@@ -62,9 +62,12 @@ def uniformity(results: Results) -> str:
                 s["fair_duplicate_rate"],
                 s["outside"],
             ]
-            lines.append([result["peer"], str(s["rows"]), f"{s['draws']:.0f}", *(f"{x:.4f}" for x in numbers)])
+            lines.append(
+                [result["peer"], s["how"], str(s["rows"]), f"{s['draws']:.0f}", *(f"{x:.4f}" for x in numbers)]
+            )
     header = [
         "sampler",
+        "drawn in",
         "rows in cap",
         "draws",
         "total variation",
