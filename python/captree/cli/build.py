@@ -31,7 +31,8 @@ def add(verbs: Verbs) -> None:
 IN is an (n, d) .npy array, a Parquet or Arrow IPC file, or a folder of such files, with float16, bfloat16,
 float32 or float64 elements. Rows must be finite and of unit length; --normalize scales them.
 The stored vectors (--storage) are the ones that every later answer is exact about.
-The same input and seed give the same tree on any number of threads.
+The same input and seed give the same tree on any number of threads. A tree at OUT is replaced, once the new
+one is whole; anything else there is an error.
         """,
     )
     parser.add_argument("input", metavar="IN", help="vectors: .npy, Parquet or Arrow IPC, one file or a folder")
