@@ -140,7 +140,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
         return
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(5 * columns, 3.6 * lines), squeeze=False, sharex=True)
+    figure, axes = plt.subplots(lines, columns, figsize=(5 * columns, 3.6 * lines), squeeze=False)
     colors = plt.get_cmap("tab20")
     for axis, operation in zip(axes.flat, shown, strict=False):
         for i, result in enumerate(results):
