@@ -172,7 +172,7 @@ def test_from_radius_is_accurate_for_tiny_angles_and_exact_at_the_ends():
     assert Caps.from_radius(C, 0).max_cos_distance[0] == 0
     with pytest.raises(InvalidCapsError, match=r"radius: expected numbers in \[0, pi\]"):
         Caps.from_radius(C, 3.2)
-    with pytest.raises(InvalidCapsError, match="radius: .*nan"):
+    with pytest.raises(InvalidCapsError, match=r"radius: .*nan"):
         Caps.from_radius(C, [0, 1, 2, 3, np.nan])
 
 

@@ -65,7 +65,9 @@ def test_bounds_near_a_rows_distance_stay_true_in_float32(tmp_path):
         return np.roll(kept, 1, axis=0)[np.arange(n) % 30]
 
     at = np.array([oracle(kept[i][None], Caps(np.roll(kept, 1, axis=0)[i], 2.0)).distances[0] for i in range(30)])
-    report = write_pairs(tree, tmp_path, 200, centers=centers, radii=lambda rng, n: np.minimum(at[np.arange(n) % 30], 2))
+    report = write_pairs(
+        tree, tmp_path, 200, centers=centers, radii=lambda rng, n: np.minimum(at[np.arange(n) % 30], 2)
+    )
     rows, caps = read(tmp_path)
     assert_true(tree, rows, caps)
     assert report.pairs == 200
@@ -93,9 +95,7 @@ def test_empty_caps_are_dropped_and_counted(tree, tmp_path):
 def test_rows_are_uniform_in_their_caps(small, tmp_path):
     """Equal caps, in one batch and across batches, draw independently."""
     center = all_rows(small)[0].astype(np.float32)
-    write_pairs(
-        small, tmp_path, 20_000, batch_size=512, radii=0.5, centers=lambda rng, t, n: np.tile(center, (n, 1))
-    )
+    write_pairs(small, tmp_path, 20_000, batch_size=512, radii=0.5, centers=lambda rng, t, n: np.tile(center, (n, 1)))
     rows, _ = read(tmp_path)
     inside = oracle(all_rows(small), Caps(center, 0.5)).rows
     seen = np.bincount(rows, minlength=40)

@@ -218,21 +218,23 @@ class Tree:
         caps (equal ones too) and between calls with different seeds.
 
         ``method="approximate"`` is the published two-stage scheme: children of the root that lie wholly inside a cap
-        count with all their rows; for each crossing child the number of rows inside is estimated from
-        `density_samples` uniform rows that the whole batch shares; a child is drawn in proportion to its count, then
-        a row of it. It is biased: rows of crossing children come from the shared sample only, so most rows of a
-        crossing child can never be drawn in that call and draws of one batch depend on each other; and children are
-        chosen by an estimate, so that a child with few rows inside is often left out altogether. Only where the
-        total estimate is zero and a child crosses is the exact method used.
+        count with all their rows; in each child that crosses it the number of rows inside is estimated from
+        `density_samples` random rows of the child, drawn once for the whole batch; a child is drawn in proportion to
+        its count, then a row of it: any row of a child inside, one of the sampled rows inside of a crossing child. It
+        is biased: the other rows of crossing children can never be drawn in that call, draws for several caps share
+        the same few rows, and a child whose sample misses the cap is left out. Only where all estimates are zero and
+        a child crosses is the exact method used. Children of at most `density_samples` rows are sampled whole, and
+        then it is as uniform as the exact method.
 
         Args:
             caps: the caps.
             k: rows per cap.
-            replace: False draws distinct rows within a cap; a cap with m < k rows gives them all and then -1.
+            replace: False draws distinct rows within a cap; a cap with m < k rows gives them all and then -1
+                (``"approximate"``: all rows that it can draw).
             method: ``"exact"`` or ``"approximate"``.
             seed: an integer in [0, 2**64); the same seed gives the same rows, whatever the thread count and
                 however a batch of distinct caps is split. None draws a fresh one.
-            density_samples: rows of the shared sample of ``"approximate"``.
+            density_samples: rows of each crossing child that ``"approximate"`` tests.
             threads: at most this many.
 
         Raises:
