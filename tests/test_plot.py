@@ -47,9 +47,8 @@ def test_sizes(tree: captree.Tree, tmp_path: Path) -> None:
 def test_same_tree_same_svg(tree: captree.Tree, tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         plot.save(plot.draw_map(tree), tmp_path / name)
-    pages = [ElementTree.parse(tmp_path / name).getroot() for name in ("a.svg", "b.svg")]
-    assert all(page.tag.endswith("svg") for page in pages)
-    assert b"dc:date" not in (tmp_path / "a.svg").read_bytes()
+    assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_labels(tree: captree.Tree) -> None:

@@ -79,6 +79,8 @@ def draw_overview(tree: Tree, caps: CapsLike, texts: Sequence[str] | None = None
 
 def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure as .png or .svg, by the ending of `path`, under a temporary name first."""
+    from matplotlib import rc_context
+
     target = Path(path)
     if target.suffix not in (".png", ".svg"):
         raise InvalidParameterError(f"{target}: expected a file name that ends in .png or .svg")
@@ -86,8 +88,9 @@ def save(figure: Figure, path: str | Path) -> None:
         raise StorageError(f"{target}: there is no folder {target.parent}")
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         temporary = Path(folder) / target.name
-        # Without the date, the same tree gives the same file.
-        figure.savefig(temporary, dpi=DPI, metadata={"Date": None} if target.suffix == ".svg" else None)
+        # Without the date and with fixed names of its parts, the same tree gives the same SVG.
+        with rc_context({"svg.hashsalt": "captree"}):
+            figure.savefig(temporary, dpi=DPI, metadata={"Date": None} if target.suffix == ".svg" else None)
         temporary.replace(target)
 
 
@@ -248,9 +251,7 @@ def _name(axes: Axes, place: NDArray[np.float64], radii: NDArray[np.float64], na
     """Writes the names beside their dots of `radii` points, the first ones first; names that overlap are left out."""
     from matplotlib.patheffects import withStroke
 
-    figure = axes.get_figure(root=True)
-    if figure is None:
-        return
+    figure: Any = axes.figure.figure  # of a subfigure, the whole figure
     figure.draw_without_rendering()  # the constrained layout settles, so that pixels mean something
     taken: list[tuple[float, float, float, float]] = []
     points_per_pixel = 72.0 / figure.dpi
