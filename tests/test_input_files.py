@@ -82,8 +82,16 @@ def test_arrow_datasets_and_capsules(pa):
             return fixed(pa).__arrow_c_array__(requested_schema)
 
     same(Stream(pa.table({"emb": fixed(pa)})))
-    same(Stream(pa.chunked_array([fixed(pa)])))
     same(Array())
+    if hasattr(pa.ChunkedArray, "__arrow_c_stream__"):
+        same(Stream(pa.chunked_array([fixed(pa)])))
+
+    class Numbers:
+        def __arrow_c_stream__(self, requested_schema=None):
+            raise ValueError("not today")
+
+    with pytest.raises(InvalidTypeError, match="cannot read Numbers as an Arrow table or column"):
+        read(Numbers())
 
 
 def test_arrow_extension_type(pa):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -271,6 +274,26 @@ def test_a_failed_build_leaves_nothing_and_a_stopped_one_nothing_half_done(vecto
     for left in tmp_path.iterdir():  # the callback may come after the last step
         assert left.name == "x.captree"
         captree.open(left).verify()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path):
+    """A signal while the core works raises KeyboardInterrupt there and then."""
+    code = (
+        "import sys, numpy as np, captree\n"
+        "x = np.random.default_rng(0).standard_normal((60_000, 256))\n"
+        "def tell(phase, done, total): phase != 'reading' and print(phase, flush=True)\n"
+        "try: captree.build(x, out=sys.argv[1], normalize=True, fanout=32, leaf_size=8, threads=1, progress=tell)\n"
+        "except KeyboardInterrupt: print('stopped')\n"
+        "else: print('finished')\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x.captree")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline().startswith("level")
+        child.send_signal(signal.SIGINT)
+        lines = child.stdout.read().split()
+    assert lines[-1] == "stopped"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_memory_limit(vectors):

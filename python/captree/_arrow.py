@@ -111,8 +111,13 @@ def _import(pa: Any, value: Any) -> Any:
         return pa.array(value)
     try:
         return pa.table(value)
-    except (TypeError, ValueError, pa.ArrowException):
-        return pa.chunked_array(value)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        try:
+            return pa.chunked_array(value)
+        except (TypeError, ValueError, pa.ArrowException):
+            raise InvalidTypeError(
+                f"cannot read {type(value).__name__} as an Arrow table or column: {error}"
+            ) from error
 
 
 def _storage_type(pa: Any, kind: Any) -> Any:

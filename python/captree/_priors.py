@@ -90,9 +90,10 @@ def training_caps(
 
     A center is the slerp of two rows drawn uniformly with replacement, at t ~ U[0, 1]: the point that divides the
     arc between them in the ratio t : 1 - t, computed in float64 and rounded to a float32 unit vector. Where the two
-    rows are the same direction (within 1e-6) the center lies on the chord, which is the arc to within 1e-12; where
-    they are antipodal (within 1e-6) the arc is not defined and a great circle through the first row in a uniformly
-    random direction is taken (in one dimension the nearer of the two). The first m of n caps are the caps of m.
+    rows are the same direction (within 1e-6) the center lies on the chord, which is the arc to within 1e-12. Where
+    they are antipodal (within 1e-6) the arc is not defined, and a great circle through the first row in a uniformly
+    random direction is taken (in one dimension the nearer of the two). With the default priors the first m of n caps
+    are the caps of m.
 
     Args:
         tree: the tree whose rows are used.
