@@ -190,6 +190,13 @@ def test_dlpack_empty_and_other_types():
     with pytest.raises(InvalidTypeError, match="int64"):
         read(Tensor(np.eye(3, dtype=np.int64)))
 
+    class Nowhere(Tensor):
+        def __dlpack_device__(self):
+            raise ValueError("no such device")
+
+    with pytest.raises(InvalidTypeError, match="cannot read Nowhere through DLPack: no such device"):
+        read(Nowhere(X))
+
 
 def test_torch_like_tensors_are_detached_and_moved():
     class Torch(Tensor):

@@ -13,7 +13,6 @@ from captree.errors import InvalidTypeError
 
 _CPU = 1
 _BFLOAT = 4
-_CODES = {0: "int", 1: "uint", 2: "float", 3: "opaque", 4: "bfloat", 5: "complex", 6: "bool"}
 
 
 class _Tensor(ctypes.Structure):
@@ -69,9 +68,10 @@ def _view_bfloat16(capsule: Any, kind: str) -> NDArray[np.uint16]:
         raise InvalidTypeError(f"cannot read {kind} through DLPack: {error}") from error
     tensor = _Tensor.from_address(address)
     if (tensor.code, tensor.bits, tensor.lanes) != (_BFLOAT, 16, 1):
-        name = f"{_CODES.get(tensor.code, f'type {tensor.code} of')}{tensor.bits}"
-        lanes = f" x {tensor.lanes} lanes" if tensor.lanes != 1 else ""
-        raise InvalidTypeError(f"expected float16, bfloat16, float32 or float64, got {kind} of {name}{lanes}")
+        raise InvalidTypeError(
+            f"expected float16, bfloat16, float32 or float64, got {kind} of DLPack type {tensor.code} "
+            f"with {tensor.bits} bits and {tensor.lanes} lanes"
+        )
     if tensor.device_type != _CPU:
         raise InvalidTypeError(f"expected {kind} in host memory, got DLPack device type {tensor.device_type}")
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))

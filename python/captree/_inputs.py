@@ -112,7 +112,7 @@ def matrix(value: Any, what: str) -> Rows:
 def on_host(value: Any) -> NDArray[Any]:
     """An array-like of any shape and dtype as numpy, from a device too; for small arguments such as bounds."""
     if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
-        value = value.detach() if callable(getattr(value, "detach", None)) else value
+        value = _detached(value)
         for name in ("cpu", "get"):
             if callable(getattr(value, name, None)):
                 value = getattr(value, name)()
@@ -225,9 +225,12 @@ def _list_arrays(value: list[Any] | tuple[Any, ...]) -> Iterator[tuple[NDArray[A
 
 def _tensor_arrays(value: Any) -> Iterator[tuple[NDArray[Any], bool]]:
     """Host arrays of a DLPack producer; a device array is copied slice by slice."""
-    if callable(getattr(value, "detach", None)):
-        value = value.detach()
-    if int(value.__dlpack_device__()[0]) in _HOST_DEVICES:
+    value = _detached(value)
+    try:
+        device = int(value.__dlpack_device__()[0])
+    except Exception as error:
+        raise InvalidTypeError(f"cannot read {type(value).__name__} through DLPack: {error}") from error
+    if device in _HOST_DEVICES:
         yield from_dlpack(value)
         return
     shape = tuple(value.shape)
@@ -237,6 +240,14 @@ def _tensor_arrays(value: Any) -> Iterator[tuple[NDArray[Any], bool]]:
     step = slice_rows(shape[1], 8)
     for start in range(0, shape[0], step):
         yield _to_host(value[start : start + step])
+
+
+def _detached(value: Any) -> Any:
+    """A torch tensor without its gradient and with the values that its lazy negation stands for."""
+    for name in ("detach", "resolve_neg"):
+        if callable(getattr(value, name, None)):
+            value = getattr(value, name)()
+    return value
 
 
 def _to_host(value: Any) -> tuple[NDArray[Any], bool]:
