@@ -124,6 +124,9 @@ def test_arrow_column_choice(pa):
         read(pa.table({"x": [1]}), "x")
     with pytest.raises(InvalidTypeError, match="column: expected a str"):
         read(two, 3)
+    for bare in (two["a"], fixed(pa), X, X.tolist(), iter([X])):
+        with pytest.raises(InvalidParameterError, match=r"column: only tables .*have columns"):
+            read(bare, "a")
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [[1, 2]], [["a"]], [[[1.0]]]])
@@ -224,6 +227,8 @@ def test_file_errors(tmp_path):
     np.save(tmp_path / "ints.npy", np.eye(3, dtype=np.int64))
     with pytest.raises(InvalidTypeError, match=r"ints\.npy: expected float16.*int64"):
         read(tmp_path / "ints.npy")
+    with pytest.raises(InvalidParameterError, match=r"column: only tables have columns, got .*ints\.npy"):
+        read(tmp_path / "ints.npy", "emb")
     np.save(tmp_path / "flat.npy", X[0])
     with pytest.raises(InvalidVectorsError, match=r"flat\.npy.*shape \(6,\)"):
         read(tmp_path / "flat.npy")

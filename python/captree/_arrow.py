@@ -51,6 +51,8 @@ def blocks(value: Any, column: str | None) -> Iterator[NDArray[Any]]:
         name = _choose(pa, value.schema, column, "the dataset")
         for batch in value.to_batches(columns=[name]):
             yield from blocks(batch.column(name), None)
+    elif column is not None:
+        raise InvalidParameterError(f"column: only tables have columns, got {type(value).__name__}")
     elif isinstance(value, pa.ChunkedArray):
         _check_type(pa, value.type)
         for chunk in value.chunks:

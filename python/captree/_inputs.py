@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from captree import _arrow, _params
 from captree._dlpack import from_dlpack
-from captree.errors import CaptreeError, InvalidTypeError, InvalidVectorsError, StorageError
+from captree.errors import CaptreeError, InvalidParameterError, InvalidTypeError, InvalidVectorsError, StorageError
 
 SLICE_ROWS = 65_536
 SLICE_BYTES = 64 << 20
@@ -177,6 +177,8 @@ def _is_buffer(value: Any) -> bool:
 
 def _arrays(value: Any, column: str | None) -> Iterator[tuple[NDArray[Any], bool]]:
     """Numpy arrays of any shape and dtype out of one array-like, with the bfloat16 flag."""
+    if column is not None and not (_arrow.is_pyarrow(value) or _arrow.speaks_arrow(value)):
+        raise InvalidParameterError(f"column: only tables and files have columns, got {type(value).__name__}")
     if isinstance(value, np.ndarray):
         yield value, False
     elif _arrow.is_pyarrow(value):
@@ -316,6 +318,8 @@ def _hidden(relative: Path) -> bool:
 def _file_blocks(path: Path, column: str | None) -> Iterator[Rows]:
     suffix = path.suffix.lower()
     if suffix == ".npy":
+        if column is not None:
+            raise InvalidParameterError(f"column: only tables have columns, got {path}")
         arrays: Iterable[NDArray[Any]] = (_load_npy(path),)
     elif suffix in _arrow.PARQUET:
         arrays = _arrow.parquet_blocks(path, column)
