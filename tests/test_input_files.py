@@ -258,6 +258,32 @@ def test_damaged_files(pa, tmp_path, suffix):
             read(path)
 
 
+@pytest.mark.parametrize("suffix", ["npy", "parquet", "arrow"])
+def test_overwritten_bytes(pa, tmp_path, suffix):
+    """Any bytes give vectors or an error of captree's, never another one and never a crash."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "npy":
+        np.save(path, X)
+    elif suffix == "parquet":
+        pq.write_table(pa.table({"emb": fixed(pa)}), path)
+    else:
+        write_ipc(pa, path, pa.table({"emb": pa.array(X.tolist(), pa.list_(pa.float32()))}))
+    whole = path.read_bytes()
+    rng = np.random.default_rng(3)
+    refused = 0
+    for _ in range(300):
+        changed = bytearray(whole)
+        for place in rng.integers(min(len(whole), 3000), size=3):
+            changed[place] = rng.integers(256)
+        path.write_bytes(changed)
+        try:
+            read(path)
+        except captree.CaptreeError:
+            refused += 1
+    assert refused > 10
+
+
 def test_path_with_column_through_build(pa, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({"a": fixed(pa), "b": fixed(pa, X[::-1].copy())}), tmp_path / "x.parquet")

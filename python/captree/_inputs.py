@@ -344,6 +344,8 @@ def _file_blocks(path: Path, column: str | None) -> Iterator[Rows]:
 def _load_npy(path: Path) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, OverflowError, MemoryError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header ends in errors of the parser, of the tokenizer, of mmap, ...
         raise InvalidVectorsError(f"cannot read {path} as .npy: {error}") from error
     return array
