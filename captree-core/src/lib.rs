@@ -36,6 +36,7 @@ mod python;
 mod query;
 mod rng;
 mod sample;
+mod sketch;
 pub mod store;
 mod threads;
 mod tree;

@@ -27,6 +27,7 @@ pub(crate) enum Purpose {
     DensitySample = 3,
     Estimate = 4,
     KMeans = 5,
+    Sketch = 6,
 }
 
 /// Names a family of streams, one per draw: a 128-bit hash of everything the family depends on.

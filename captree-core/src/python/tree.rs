@@ -252,6 +252,7 @@ impl Tree {
         out.set_item("leaf_max_cos_distance_median", stats.leaf_max_cos_distance_median)?;
         out.set_item("bytes", stats.bytes)?;
         out.set_item("vector_bytes", stats.vector_bytes)?;
+        out.set_item("sketch_bytes", stats.sketch_bytes)?;
         out.set_item("kernels", stats.kernels)?;
         out.set_item("path", self.path())?;
         Ok(out)

@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::walk::{Sink, Walk};
+use super::walk::{BATCH, Sink, Walk};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::error::Result;
@@ -12,23 +10,20 @@ use crate::threads::Threads;
 use crate::tree::Tree;
 
 /// Counts of a block of caps; memory does not grow with the matches.
-struct Counts {
-    first: usize,
-    counts: Vec<i64>,
-}
+struct Counts(Vec<i64>);
 
 impl Sink for Counts {
-    fn all(&mut self, cap: usize, positions: Range<usize>) -> Result<()> {
-        self.counts[cap - self.first] += positions.len() as i64;
+    fn all(&mut self, i: usize, positions: Range<usize>) -> Result<()> {
+        self.0[i] += positions.len() as i64;
         Ok(())
     }
 
-    fn some(&mut self, cap: usize, _start: usize, mask: u64) -> Result<()> {
-        self.counts[cap - self.first] += i64::from(mask.count_ones());
+    fn some(&mut self, i: usize, _start: usize, mask: u64) -> Result<()> {
+        self.0[i] += i64::from(mask.count_ones());
         Ok(())
     }
 
-    fn is_done(&self, _cap: usize) -> bool {
+    fn is_done(&self, _i: usize) -> bool {
         false
     }
 }
@@ -40,25 +35,15 @@ impl Tree {
     /// [`crate::error::Error::Interrupted`].
     pub fn count(&self, caps: &Caps<'_>, threads: &Threads, control: &Control) -> Result<Vec<i64>> {
         self.check_dim(caps)?;
-        let walk = Walk::new(self, caps, control)?;
-        let blocks = walk.blocks();
-        control.phase("count", (blocks.len() * walk.tasks()) as u64);
-        let parts: Vec<Counts> = threads.run(|| {
-            (0..blocks.len() * walk.tasks())
-                .into_par_iter()
-                .map(|job| {
-                    let block = &blocks[job / walk.tasks()];
-                    let mut sink = Counts { first: block.start, counts: vec![0; block.len()] };
-                    let active: Vec<usize> = block.clone().collect();
-                    walk.run(&active, job % walk.tasks(), &mut sink)?;
-                    control.add(1);
-                    Ok(sink)
-                })
-                .collect::<Result<_>>()
-        })?;
-        let mut counts = vec![0; caps.len()];
-        for part in parts {
-            counts[part.first..].iter_mut().zip(part.counts).for_each(|(a, b)| *a += b);
+        control.phase("count", Walk::jobs(self, caps.len()));
+        let all: Vec<usize> = (0..caps.len()).collect();
+        let mut counts = Vec::with_capacity(caps.len());
+        for batch in all.chunks(BATCH) {
+            let blocks =
+                threads.run(|| Walk::new(self, caps, batch, control)?.run(|block| Counts(vec![0; block.len()])))?;
+            for (size, parts) in blocks {
+                counts.extend((0..size).map(|i| parts.iter().map(|p| p.0[i]).sum::<i64>()));
+            }
         }
         Ok(counts)
     }

@@ -1,17 +1,22 @@
 //! The exact nearest rows of each query.
 
+use std::collections::BinaryHeap;
+use std::ops::Range;
+
 use rayon::prelude::*;
 
+use super::walk::{bits_of, positions_of};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::exact;
+use crate::sketch::{Decision, Queries};
 use crate::store::Array;
 use crate::threads::Threads;
 use crate::tree::Tree;
-use crate::vectors::{NormRange, norm, rows, with_elements};
+use crate::vectors::{row, with_elements};
 
 /// The nearest rows of each query, nearest first.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,7 +33,7 @@ const BLOCK: usize = 64;
 /// The best `k` (distance, row) so far; ties go to the lower row.
 struct Best {
     k: usize,
-    found: std::collections::BinaryHeap<Entry>,
+    found: BinaryHeap<Entry>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -74,12 +79,12 @@ struct Search<'a, E: Element> {
     centers: &'a [f32],
     control: &'a Control,
     error: f64,
+    k: usize,
 }
 
 /// One query of a block.
 struct Query<'a> {
     vector: &'a [f32],
-    norm: NormRange,
     best: Best,
     wide: Vec<f32>,
 }
@@ -94,17 +99,18 @@ impl Tree {
             return Err(Error::InvalidParameter("expected k of at least 1, got 0".into()));
         }
         let count = queries.len() / self.dim;
-        Caps::new(self.dim, queries, &vec![2.0; count])?;
+        let bounds = vec![2.0; count];
+        let caps = Caps::new(self.dim, queries, &bounds)?;
         control.phase("nearest", count as u64);
-        let kept = k.min(self.len());
-        // Enough blocks for every thread, few enough that a block shares its rows.
+        // Enough blocks for every thread, few enough that a block shares the codes it loads.
         let block = count.div_ceil(threads.count()).clamp(1, BLOCK);
+        let all: Vec<usize> = (0..count).collect();
+        let (error, k_found) = (f32_error(self.dim), k.min(self.len()));
         let best: Vec<Vec<Entry>> = threads
             .run(|| {
                 with_elements!(&self.vectors, array => {
-                    let search =
-                        Search { tree: self, array, centers: self.centers()?, control, error: f32_error(self.dim) };
-                    queries.par_chunks(block * self.dim).map(|q| search.block(q, kept)).collect::<Result<Vec<_>>>()
+                    let search = Search { tree: self, array, centers: self.centers()?, control, error, k: k_found };
+                    all.par_chunks(block).map(|q| search.block(&caps, q)).collect::<Result<Vec<_>>>()
                 })
             })?
             .into_iter()
@@ -122,45 +128,38 @@ impl Tree {
 }
 
 impl<E: Element> Search<'_, E> {
-    fn block(&self, queries: &[f32], k: usize) -> Result<Vec<Vec<Entry>>> {
-        let d = self.tree.dim;
-        let mut queries: Vec<Query<'_>> = queries
-            .chunks_exact(d)
-            .map(|vector| Query {
-                vector,
-                norm: NormRange::of(norm(vector)),
-                best: Best { k, found: Default::default() },
-                wide: vec![0.0; d],
+    /// Scans the tree for a block of queries. A query's threshold, its `k`-th best so far, starts from the leaf that a
+    /// greedy descent reaches; tiles and rows that cannot reach it are left out, the likeliest tiles come first.
+    fn block(&self, caps: &Caps<'_>, block: &[usize]) -> Result<Vec<Vec<Entry>>> {
+        let mut queries: Vec<Query<'_>> = block
+            .iter()
+            .map(|q| Query {
+                vector: caps.center(*q),
+                best: Best { k: self.k, found: BinaryHeap::new() },
+                wide: vec![0.0; self.tree.dim],
             })
             .collect();
+        let mut sketches = Queries::new(&self.tree.sketch, caps, block);
         let homes = queries.iter_mut().map(|q| self.descend(q)).collect::<Result<Vec<_>>>()?;
-        let mut stack = vec![(0, (0..queries.len()).collect::<Vec<usize>>())];
-        while let Some((i, active)) = stack.pop() {
+        let all: Vec<u32> = (0..block.len() as u32).collect();
+        let tiles = self.tree.len().div_ceil(TILE);
+        let mut decisions = vec![Decision::default(); block.len()];
+        let mut open: Vec<Vec<u32>> = vec![Vec::new(); tiles];
+        (0..block.len()).for_each(|q| sketches.set_threshold(q, queries[q].best.threshold()));
+        for group in 0..tiles.div_ceil(TILE) {
             self.control.check()?;
-            let node = &self.tree.nodes[i];
-            if node.is_leaf() {
-                let active: Vec<usize> = active.into_iter().filter(|q| homes[*q] != i).collect();
-                self.leaf(i, &active, &mut queries)?;
-                continue;
+            sketches.tiles(group, &all, &mut decisions)?;
+            let valid = bits_of(group * TILE, &(0..tiles));
+            for (q, decision) in all.iter().zip(&decisions) {
+                positions_of(group * TILE, (decision.inside | decision.unsure) & valid).for_each(|t| open[t].push(*q));
             }
-            let children = node.child_range();
-            let dots = self.dots(children.clone(), &active, &queries);
-            let count = children.len();
-            let mut open = vec![(f64::NEG_INFINITY, Vec::new()); count];
-            for (q, dots) in active.iter().zip(dots.chunks_exact(count)) {
-                let query = &queries[*q];
-                let threshold = query.best.threshold();
-                for ((child, open), dot) in children.clone().zip(&mut open).zip(dots) {
-                    if self.most(child, f64::from(*dot), query.norm) >= threshold {
-                        open.0 = open.0.max(f64::from(*dot));
-                        open.1.push(*q);
-                    }
-                }
-            }
-            // The child nearest to any of its queries comes first, so that thresholds rise early.
-            let mut open: Vec<_> = children.zip(open).filter(|(_, (_, queries))| !queries.is_empty()).collect();
-            open.sort_by(|a, b| a.1.0.total_cmp(&b.1.0));
-            stack.extend(open.into_iter().map(|(child, (_, queries))| (child, queries)));
+        }
+        // Tiles that many queries of the block reach are likely to raise many thresholds.
+        let mut order: Vec<usize> = (0..tiles).filter(|t| !open[*t].is_empty()).collect();
+        order.sort_by_key(|t| std::cmp::Reverse(open[*t].len()));
+        for tile in order {
+            self.control.check()?;
+            self.tile(tile, &open[tile], &homes, &mut queries, &mut sketches, &mut decisions)?;
         }
         self.control.add(queries.len() as u64);
         Ok(queries
@@ -173,8 +172,37 @@ impl<E: Element> Search<'_, E> {
             .collect())
     }
 
-    /// Fills a query's best from the leaf that a greedy descent reaches; returns the leaf.
-    fn descend(&self, query: &mut Query<'_>) -> Result<usize> {
+    fn tile(
+        &self,
+        tile: usize,
+        active: &[u32],
+        homes: &[Range<usize>],
+        queries: &mut [Query<'_>],
+        sketches: &mut Queries<'_>,
+        decisions: &mut Vec<Decision>,
+    ) -> Result<()> {
+        let start = tile * TILE;
+        let valid = bits_of(start, &(0..self.tree.len()));
+        decisions.resize(active.len(), Decision::default());
+        sketches.rows(tile, active, decisions)?;
+        for (q, decision) in active.iter().zip(&*decisions) {
+            let q = *q as usize;
+            let mut left = (decision.inside | decision.unsure) & valid & !bits_of(start, &homes[q]);
+            if left != 0 {
+                let full = sketches.full(start..self.tree.len().min(start + TILE))?;
+                left = positions_of(0, left).filter(|r| full.decide(*r, q) != Some(false)).fold(0, |m, r| m | 1 << r);
+            }
+            if left != 0 {
+                let positions: Vec<usize> = positions_of(start, left).collect();
+                self.consider(&positions, &mut queries[q])?;
+                sketches.set_threshold(q, queries[q].best.threshold());
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills a query's best from around the leaf that a greedy descent reaches; returns these tree positions.
+    fn descend(&self, query: &mut Query<'_>) -> Result<Range<usize>> {
         let d = self.tree.dim;
         let mut i = 0;
         while !self.tree.nodes[i].is_leaf() {
@@ -185,44 +213,26 @@ impl<E: Element> Search<'_, E> {
             let nearest = dots.iter().enumerate().fold(0, |best, (c, dot)| if *dot > dots[best] { c } else { best });
             i = children.start + nearest;
         }
-        self.leaf(i, &[0], std::slice::from_mut(query))?;
-        Ok(i)
+        // Neighbors in tree order are siblings: enough of them that the first threshold means something.
+        let (leaf, around) = (self.tree.nodes[i].range(), (4 * self.k).max(TILE));
+        let range = leaf.start.saturating_sub(around)..(leaf.end + around).min(self.tree.len());
+        for positions in range.clone().collect::<Vec<_>>().chunks(TILE) {
+            self.consider(positions, query)?;
+        }
+        Ok(range)
     }
 
-    fn dots(&self, nodes: std::ops::Range<usize>, active: &[usize], queries: &[Query<'_>]) -> Vec<f32> {
-        let d = self.tree.dim;
-        let centers: Vec<&[f32]> = self.centers[nodes.start * d..nodes.end * d].chunks_exact(d).collect();
-        let vectors: Vec<&[f32]> = active.iter().map(|q| queries[*q].vector).collect();
-        let mut dots = vec![0.0f32; centers.len() * vectors.len()];
-        Kernels::get().dots(&centers, &vectors, &mut dots);
-        dots
-    }
-
-    /// Largest real dot product that a row below the node can have.
-    fn most(&self, node: usize, dot: f64, query: NormRange) -> f64 {
-        let norms = &self.tree.norms;
-        self.tree.angles[node].dot_bounds(dot, self.error, query, norms.centers, norms.rows).1
-    }
-
-    fn leaf(&self, leaf: usize, active: &[usize], queries: &mut [Query<'_>]) -> Result<()> {
-        let range = self.tree.nodes[leaf].range();
-        let vectors: Vec<&[f32]> = active.iter().map(|q| queries[*q].vector).collect();
-        let mut dots = vec![0.0f32; TILE * active.len()];
-        for start in range.clone().step_by(TILE) {
-            let tile = rows(self.array, start..(start + TILE).min(range.end), self.tree.dim)?;
-            let dots = &mut dots[..tile.len() * active.len()];
-            Kernels::get().dots(&tile, &vectors, dots);
-            for (q, dots) in active.iter().zip(dots.chunks_exact(tile.len())) {
-                let query = &mut queries[*q];
-                let mut threshold = query.best.threshold();
-                for (r, dot) in dots.iter().enumerate() {
-                    if f64::from(*dot) + self.error >= threshold {
-                        E::widen(tile[r], &mut query.wide);
-                        let distance = exact::distance(Kernels::get(), query.vector, &query.wide);
-                        query.best.push(Entry(distance, self.tree.rows.get(start + r)?));
-                        threshold = query.best.threshold();
-                    }
-                }
+    /// Takes the rows at some tree positions into a query's best.
+    fn consider(&self, positions: &[usize], query: &mut Query<'_>) -> Result<()> {
+        let rows = positions.iter().map(|p| row(self.array, *p, self.tree.dim)).collect::<Result<Vec<_>>>()?;
+        let mut dots = [0.0f32; TILE];
+        let dots = &mut dots[..rows.len()];
+        Kernels::get().dots(&rows, &[query.vector], dots);
+        for ((dot, row), position) in dots.iter().zip(rows).zip(positions) {
+            if f64::from(*dot) + self.error >= query.best.threshold() {
+                E::widen(row, &mut query.wide);
+                let distance = exact::distance(Kernels::get(), query.vector, &query.wide);
+                query.best.push(Entry(distance, self.tree.rows.get(*position)?));
             }
         }
         Ok(())

@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::walk::{Sink, Walk, positions_of};
+use super::walk::{BATCH, Sink, Walk, positions_of};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::distance::Kernels;
@@ -43,21 +41,21 @@ fn order(a: &Found, b: &Found) -> std::cmp::Ordering {
 struct Rows<'a> {
     tree: &'a Tree,
     caps: &'a Caps<'a>,
+    block: Vec<usize>,
     options: SearchOptions,
-    first: usize,
     found: Vec<Vec<Found>>,
     wide: Vec<f32>,
 }
 
 impl Rows<'_> {
-    fn push(&mut self, cap: usize, position: usize) -> Result<()> {
+    fn push(&mut self, i: usize, position: usize) -> Result<()> {
         let limit = self.options.limit.unwrap_or(usize::MAX);
-        let found = &mut self.found[cap - self.first];
+        let found = &mut self.found[i];
         if found.len() >= limit && !self.options.sort {
             return Ok(());
         }
         self.tree.vectors.widen(position, &mut self.wide)?;
-        let distance = exact::distance(Kernels::get(), self.caps.center(cap), &self.wide);
+        let distance = exact::distance(Kernels::get(), self.caps.center(self.block[i]), &self.wide);
         found.push((distance, self.tree.rows.get(position)?));
         // With twice the rows that are wanted, the farther half can go: memory stays in proportion to the limit.
         if self.options.sort && found.len() >= limit.saturating_mul(2).max(1024) {
@@ -69,16 +67,16 @@ impl Rows<'_> {
 }
 
 impl Sink for Rows<'_> {
-    fn all(&mut self, cap: usize, positions: Range<usize>) -> Result<()> {
-        positions.into_iter().try_for_each(|p| self.push(cap, p))
+    fn all(&mut self, i: usize, positions: Range<usize>) -> Result<()> {
+        positions.into_iter().try_for_each(|p| self.push(i, p))
     }
 
-    fn some(&mut self, cap: usize, start: usize, mask: u64) -> Result<()> {
-        positions_of(start, mask).try_for_each(|p| self.push(cap, p))
+    fn some(&mut self, i: usize, start: usize, mask: u64) -> Result<()> {
+        positions_of(start, mask).try_for_each(|p| self.push(i, p))
     }
 
-    fn is_done(&self, cap: usize) -> bool {
-        !self.options.sort && self.options.limit.is_some_and(|l| self.found[cap - self.first].len() >= l)
+    fn is_done(&self, i: usize) -> bool {
+        !self.options.sort && self.options.limit.is_some_and(|l| self.found[i].len() >= l)
     }
 }
 
@@ -99,32 +97,29 @@ impl Tree {
             result.offsets.resize(caps.len() + 1, 0);
             return Ok(result);
         }
-        let walk = Walk::new(self, caps, control)?;
-        let blocks = walk.blocks();
-        control.phase("search", (blocks.len() * walk.tasks()) as u64);
-        for block in blocks {
-            let active: Vec<usize> = block.clone().collect();
-            let mut parts: Vec<Vec<Vec<Found>>> = threads.run(|| {
-                (0..walk.tasks())
-                    .into_par_iter()
-                    .map(|task| {
-                        let (found, wide) = (vec![Vec::new(); block.len()], vec![0.0; self.dim]);
-                        let mut sink = Rows { tree: self, caps, options, first: block.start, found, wide };
-                        walk.run(&active, task, &mut sink)?;
-                        control.add(1);
-                        Ok(sink.found)
-                    })
-                    .collect::<Result<_>>()
-            })?;
-            for cap in 0..block.len() {
-                let mut found: Vec<Found> = parts.iter_mut().flat_map(|p| std::mem::take(&mut p[cap])).collect();
-                if options.sort {
-                    found.sort_unstable_by(order);
+        control.phase("search", Walk::jobs(self, caps.len()));
+        let all: Vec<usize> = (0..caps.len()).collect();
+        for batch in all.chunks(BATCH) {
+            let sink = |block: &[usize]| Rows {
+                tree: self,
+                caps,
+                block: block.to_vec(),
+                options,
+                found: vec![Vec::new(); block.len()],
+                wide: vec![0.0; self.dim],
+            };
+            for (size, mut parts) in threads.run(|| Walk::new(self, caps, batch, control)?.run(sink))? {
+                for i in 0..size {
+                    let mut found: Vec<Found> =
+                        parts.iter_mut().flat_map(|p| std::mem::take(&mut p.found[i])).collect();
+                    if options.sort {
+                        found.sort_unstable_by(order);
+                    }
+                    found.truncate(options.limit.unwrap_or(usize::MAX));
+                    result.rows.extend(found.iter().map(|f| f.1));
+                    result.distances.extend(found.iter().map(|f| f.0));
+                    result.offsets.push(result.rows.len() as i64);
                 }
-                found.truncate(options.limit.unwrap_or(usize::MAX));
-                result.rows.extend(found.iter().map(|f| f.1));
-                result.distances.extend(found.iter().map(|f| f.0));
-                result.offsets.push(result.rows.len() as i64);
             }
         }
         Ok(result)

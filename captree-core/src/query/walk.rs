@@ -1,10 +1,17 @@
 //! The walk: which rows of a subtree lie inside each cap of a block.
 //!
-//! A node that lies wholly inside or outside a cap is settled by the triangle inequality ([`crate::caps::NodeAngle`]);
-//! crossing nodes are opened, and the rows of crossing leaves are decided in tiles: by float32 dot products where their
-//! error bound allows, by [`crate::exact`] for the rest. Blocks of caps share the rows that a tile loads.
+//! Every step settles what it can, in both directions, and passes the rest on:
+//!
+//! 1. the caps of large subtrees, by the triangle inequality ([`crate::caps::NodeAngle`]);
+//! 2. tiles of 64 neighbors in tree order, by their prefix code and radius ([`crate::sketch`]);
+//! 3. rows, by their prefix codes, then by their codes at full width;
+//! 4. the stored rows, in float32 where its error bound allows, otherwise exactly ([`crate::exact`]).
+//!
+//! Blocks of caps share the codes that a tile loads.
 
 use std::ops::Range;
+
+use rayon::prelude::*;
 
 use crate::caps::{Caps, Relation, RowTest};
 use crate::control::Control;
@@ -12,27 +19,31 @@ use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::Result;
 use crate::exact;
+use crate::sketch::{Decision, Queries};
 use crate::store::Array;
 use crate::tree::Tree;
-use crate::vectors::{rows, with_elements};
+use crate::vectors::{row, with_elements};
 
-/// Caps that are walked together: their centers stay in the second-level cache beside a tile of rows.
+/// Caps that are walked together: their codes stay in the second-level cache beside a tile of rows.
 const BLOCK: usize = 256;
+
+/// Caps that are encoded at a time: bounds the memory for their codes.
+pub(crate) const BATCH: usize = 16 * BLOCK;
 
 /// A subtree of fewer rows than this is one task.
 const TASK_ROWS: usize = 16 * 1024;
 
-/// Most tasks that one block of caps is cut into.
+/// Most tasks, about, that one block of caps is cut into.
 const MAX_TASKS: usize = 64;
 
-/// Receives the rows inside each cap, in tree order per cap.
+/// Receives the rows inside each cap of a block, in tree order per cap.
 pub(crate) trait Sink {
-    /// All rows at these tree positions lie inside `cap`.
-    fn all(&mut self, cap: usize, positions: Range<usize>) -> Result<()>;
-    /// Bit `b` of `mask` says that position `start + b` lies inside `cap`.
-    fn some(&mut self, cap: usize, start: usize, mask: u64) -> Result<()>;
-    /// Whether `cap` needs no more rows of this task.
-    fn is_done(&self, cap: usize) -> bool;
+    /// All rows at these tree positions lie inside cap `i` of the block.
+    fn all(&mut self, i: usize, positions: Range<usize>) -> Result<()>;
+    /// Bit `b` of `mask` says that position `start + b` lies inside cap `i` of the block.
+    fn some(&mut self, i: usize, start: usize, mask: u64) -> Result<()>;
+    /// Whether cap `i` of the block needs no more rows of this task.
+    fn is_done(&self, i: usize) -> bool;
 }
 
 /// Tree positions of a mask's bits.
@@ -46,106 +57,194 @@ pub(crate) fn positions_of(start: usize, mut mask: u64) -> impl Iterator<Item = 
     })
 }
 
+/// Bits `range` of a mask for the 64 positions from `start` on.
+pub(crate) fn bits_of(start: usize, range: &Range<usize>) -> u64 {
+    let (from, to) = (range.start.max(start) - start, range.end.min(start + TILE).saturating_sub(start));
+    let below = |bits: usize| if bits >= 64 { u64::MAX } else { (1u64 << bits) - 1 };
+    below(to) & !below(from)
+}
+
 /// Bit `r` of the result: `test(dots[r])`.
 #[inline]
-pub(crate) fn mask_of(dots: &[f32], test: impl Fn(f32) -> bool) -> u64 {
+fn mask_of(dots: &[f32], test: impl Fn(f32) -> bool) -> u64 {
     dots.iter().enumerate().fold(0, |m, (r, s)| m | u64::from(test(*s)) << r)
 }
 
-/// A tree, a batch of caps, and how both are cut into tasks.
+/// Caps that are walked together.
+struct Block<'a> {
+    caps: &'a [usize],
+    queries: Queries<'a>,
+}
+
+/// A tree, some caps of a batch, and how both are cut into tasks.
 pub(crate) struct Walk<'a> {
     tree: &'a Tree,
     caps: &'a Caps<'a>,
     control: &'a Control,
     centers: &'a [f32],
+    blocks: Vec<Block<'a>>,
     /// Roots of the subtrees that make a task each, in tree order.
     subtrees: Vec<usize>,
 }
 
 impl<'a> Walk<'a> {
-    /// Cuts the tree into subtrees. Errors: what reading the centers of a tree on disk gives.
-    pub fn new(tree: &'a Tree, caps: &'a Caps<'a>, control: &'a Control) -> Result<Self> {
-        let most = TASK_ROWS.max(tree.len() / MAX_TASKS);
-        let mut subtrees = Vec::new();
-        let mut stack = vec![0];
-        while let Some(i) = stack.pop() {
-            let node = &tree.nodes[i];
-            if node.rows as usize <= most || node.is_leaf() {
-                subtrees.push(i);
-            } else {
-                stack.extend(node.child_range().rev());
+    /// For the caps numbered `active`, at most [`BATCH`] of them. Errors: what reading a tree on disk gives.
+    pub fn new(tree: &'a Tree, caps: &'a Caps<'a>, active: &'a [usize], control: &'a Control) -> Result<Self> {
+        let blocks = active
+            .par_chunks(BLOCK)
+            .map(|block| Block { caps: block, queries: Queries::new(&tree.sketch, caps, block) })
+            .collect();
+        Ok(Walk { tree, caps, control, centers: tree.centers()?, blocks, subtrees: subtrees(tree) })
+    }
+
+    /// Walks every block over every subtree in parallel, each pair with a sink of its own for as many caps as the block
+    /// has. Returns per block its number of caps and the sinks in tree order.
+    pub fn run<S: Sink + Send>(&self, sink: impl Fn(&[usize]) -> S + Sync) -> Result<Vec<(usize, Vec<S>)>> {
+        let tasks = self.subtrees.len();
+        let mut sinks = (0..self.blocks.len() * tasks)
+            .into_par_iter()
+            .map(|job| {
+                let block = &self.blocks[job / tasks];
+                let mut sink = sink(block.caps);
+                let root = self.subtrees[job % tasks];
+                with_elements!(&self.tree.vectors, a => self.subtree(a, block, root, &mut sink))?;
+                self.control.add(1);
+                Ok(sink)
+            })
+            .collect::<Result<Vec<S>>>()?
+            .into_iter();
+        Ok(self.blocks.iter().map(|block| (block.caps.len(), sinks.by_ref().take(tasks).collect())).collect())
+    }
+
+    /// Units of work that [`Walk::run`] reports.
+    pub fn jobs(tree: &Tree, caps: usize) -> u64 {
+        (caps.div_ceil(BLOCK) * subtrees(tree).len()) as u64
+    }
+
+    fn subtree<E: Element>(
+        &self,
+        array: &Array<E>,
+        block: &Block<'_>,
+        root: usize,
+        sink: &mut impl Sink,
+    ) -> Result<()> {
+        let range = self.tree.nodes[root].range();
+        let mut crossing: Vec<u32> = Vec::with_capacity(block.caps.len());
+        relations(self.tree, self.centers, self.caps, block.caps, root..root + 1, |i, _, relation| match relation {
+            Relation::Outside => Ok(()),
+            Relation::Inside => sink.all(i, range.clone()),
+            Relation::Crossing => {
+                crossing.push(i as u32);
+                Ok(())
             }
-        }
-        Ok(Walk { tree, caps, control, centers: tree.centers()?, subtrees })
-    }
-
-    /// Blocks of caps, as ranges.
-    pub fn blocks(&self) -> Vec<Range<usize>> {
-        (0..self.caps.len()).step_by(BLOCK).map(|s| s..(s + BLOCK).min(self.caps.len())).collect()
-    }
-
-    /// Number of subtrees each block is walked over.
-    pub fn tasks(&self) -> usize {
-        self.subtrees.len()
-    }
-
-    /// Walks subtree `task` for the caps numbered `active`.
-    pub fn run(&self, active: &[usize], task: usize, sink: &mut impl Sink) -> Result<()> {
-        with_elements!(&self.tree.vectors, a => self.subtree(a, active, self.subtrees[task], sink))
-    }
-
-    fn subtree<E: Element>(&self, array: &Array<E>, active: &[usize], root: usize, sink: &mut impl Sink) -> Result<()> {
-        let mut stack: Vec<(usize, Vec<usize>)> = Vec::new();
-        let crossing = self.relate(root..root + 1, active, sink)?.pop().unwrap_or_default();
-        stack.push((root, crossing));
-        while let Some((i, mut active)) = stack.pop() {
+        })?;
+        let mut scan = Scan::new(self.tree, self.caps, array, block, range.clone());
+        let tiles = range.start / TILE..range.end.div_ceil(TILE);
+        for group in tiles.start / TILE..tiles.end.div_ceil(TILE) {
             self.control.check()?;
-            active.retain(|cap| !sink.is_done(*cap));
-            if active.is_empty() {
-                continue;
+            crossing.retain(|i| !sink.is_done(*i as usize));
+            if crossing.is_empty() {
+                break;
             }
-            let node = &self.tree.nodes[i];
-            if node.is_leaf() {
-                self.leaf(array, node.range(), &active, sink)?;
-                continue;
+            scan.group(group, &tiles, &crossing, sink)?;
+        }
+        Ok(())
+    }
+}
+
+/// Roots of the subtrees that make a task each, in tree order.
+fn subtrees(tree: &Tree) -> Vec<usize> {
+    let most = TASK_ROWS.max(tree.len() / MAX_TASKS);
+    let mut found = Vec::new();
+    let mut stack = vec![0];
+    while let Some(i) = stack.pop() {
+        let node = &tree.nodes[i];
+        if node.rows as usize <= most || node.is_leaf() {
+            found.push(i);
+        } else {
+            stack.extend(node.child_range().rev());
+        }
+    }
+    found
+}
+
+/// The scan of one subtree for one block, with its buffers.
+struct Scan<'a, E: Element> {
+    tree: &'a Tree,
+    array: &'a Array<E>,
+    queries: &'a Queries<'a>,
+    range: Range<usize>,
+    decider: Decider<'a>,
+    decisions: Vec<Decision>,
+    /// Per tile of the group: the caps that hold it whole, and those that cross it.
+    whole: Vec<Vec<u32>>,
+    open: Vec<Vec<u32>>,
+}
+
+impl<'a, E: Element> Scan<'a, E> {
+    fn new(tree: &'a Tree, caps: &'a Caps<'a>, array: &'a Array<E>, block: &'a Block<'a>, range: Range<usize>) -> Self {
+        Scan {
+            tree,
+            array,
+            queries: &block.queries,
+            range,
+            decider: Decider::new(caps, block.caps),
+            decisions: Vec::new(),
+            whole: vec![Vec::new(); TILE],
+            open: vec![Vec::new(); TILE],
+        }
+    }
+
+    /// Sixty-four tiles, of which those in `tiles` belong to the subtree.
+    fn group(&mut self, group: usize, tiles: &Range<usize>, active: &[u32], sink: &mut impl Sink) -> Result<()> {
+        let valid = bits_of(group * TILE, tiles);
+        self.decisions.resize(active.len(), Decision::default());
+        self.queries.tiles(group, active, &mut self.decisions)?;
+        for (i, decision) in active.iter().zip(&self.decisions) {
+            positions_of(0, decision.inside & valid).for_each(|t| self.whole[t].push(*i));
+            positions_of(0, decision.unsure & valid).for_each(|t| self.open[t].push(*i));
+        }
+        for t in positions_of(0, valid) {
+            let tile = group * TILE + t;
+            let rows = self.range.start.max(tile * TILE)..self.range.end.min((tile + 1) * TILE);
+            for i in std::mem::take(&mut self.whole[t]) {
+                sink.all(i as usize, rows.clone())?;
             }
-            let children = node.child_range();
-            // Children are numbered in tree order, so the reversed stack visits rows in tree order.
-            let crossing = self.relate(children.clone(), &active, sink)?;
-            stack.extend(children.zip(crossing).filter(|(_, caps)| !caps.is_empty()).rev());
+            let mut open = std::mem::take(&mut self.open[t]);
+            if !open.is_empty() {
+                self.tile(tile, &open, sink)?;
+            }
+            open.clear();
+            self.open[t] = open;
         }
         Ok(())
     }
 
-    /// Settles the caps that hold all or none of each node's rows; returns per node the caps that cross it.
-    fn relate(&self, nodes: Range<usize>, active: &[usize], sink: &mut impl Sink) -> Result<Vec<Vec<usize>>> {
-        let mut crossing = vec![Vec::new(); nodes.len()];
-        relations(self.tree, self.centers, self.caps, active, nodes.clone(), |cap, node, relation| match relation {
-            Relation::Outside => Ok(()),
-            Relation::Inside => sink.all(active[cap], self.tree.nodes[node].range()),
-            Relation::Crossing => {
-                crossing[node - nodes.start].push(active[cap]);
-                Ok(())
+    fn tile(&mut self, tile: usize, active: &[u32], sink: &mut impl Sink) -> Result<()> {
+        let start = tile * TILE;
+        let valid = bits_of(start, &self.range);
+        self.decisions.resize(active.len(), Decision::default());
+        self.queries.rows(tile, active, &mut self.decisions)?;
+        let end = self.tree.len().min(start + TILE);
+        let full = self.queries.full(start..end)?;
+        let wanted = self.decisions.iter().fold(0, |m, d| m | d.unsure) & valid;
+        positions_of(0, wanted).for_each(|r| full.prefetch(r));
+        for (n, i) in active.iter().enumerate() {
+            let i = *i as usize;
+            let mut inside = self.decisions[n].inside & valid;
+            let mut left = 0u64;
+            for r in positions_of(0, self.decisions[n].unsure & valid) {
+                match full.decide(r, i) {
+                    Some(yes) => inside |= u64::from(yes) << r,
+                    None => left |= 1 << r,
+                }
             }
-        })?;
-        Ok(crossing)
-    }
-
-    fn leaf<E: Element>(
-        &self,
-        array: &Array<E>,
-        range: Range<usize>,
-        active: &[usize],
-        sink: &mut impl Sink,
-    ) -> Result<()> {
-        let mut decider = Decider::new(self.caps, active);
-        for start in range.clone().step_by(TILE) {
-            let tile = rows(array, start..(start + TILE).min(range.end), self.tree.dim)?;
-            decider.decide(
-                active,
-                &tile,
-                |i, mask| if mask == 0 { Ok(()) } else { sink.some(active[i], start, mask) },
-            )?;
+            if left != 0 {
+                inside |= self.decider.decide_some(i, left, |r| row(self.array, start + r, self.tree.dim))?;
+            }
+            if inside != 0 {
+                sink.some(i, start, inside)?;
+            }
         }
         Ok(())
     }
@@ -177,11 +276,10 @@ pub(crate) fn relations(
     Ok(())
 }
 
-/// Which rows of a tile lie inside each cap: calls `each(i, mask)` for cap `active[i]`, bit `r` for `tile[r]`.
-///
-/// The one place where a row is decided: by its float32 dot product, or exactly where that cannot tell.
+/// Decides stored rows: by float32 dot products, or exactly where those cannot tell.
 pub(crate) struct Decider<'a> {
     caps: &'a Caps<'a>,
+    active: &'a [usize],
     queries: Vec<&'a [f32]>,
     tests: Vec<RowTest>,
     dots: Vec<f32>,
@@ -189,35 +287,53 @@ pub(crate) struct Decider<'a> {
 }
 
 impl<'a> Decider<'a> {
-    pub fn new(caps: &'a Caps<'a>, active: &[usize]) -> Self {
+    /// For the caps numbered `active`.
+    pub fn new(caps: &'a Caps<'a>, active: &'a [usize]) -> Self {
         Decider {
             caps,
+            active,
             queries: active.iter().map(|c| caps.center(*c)).collect(),
             tests: active.iter().map(|c| caps.test(*c)).collect(),
-            dots: vec![0.0; TILE * active.len()],
+            dots: Vec::new(),
             wide: vec![0.0; caps.dim()],
         }
     }
 
-    pub fn decide<E: Element>(
-        &mut self,
-        active: &[usize],
-        tile: &[&[E]],
-        mut each: impl FnMut(usize, u64) -> Result<()>,
-    ) -> Result<()> {
-        let dots = &mut self.dots[..tile.len() * active.len()];
-        Kernels::get().dots(tile, &self.queries, dots);
-        for (i, (cap, dots)) in active.iter().zip(dots.chunks_exact(tile.len())).enumerate() {
-            let test = self.tests[i];
-            let mut inside = mask_of(dots, |s| s >= test.inside);
-            let unsure = mask_of(dots, |s| s >= test.outside) & !inside;
-            for r in positions_of(0, unsure) {
-                E::widen(tile[r], &mut self.wide);
-                let yes = exact::is_inside(Kernels::get(), self.caps.center(*cap), &self.wide, self.caps.bound(*cap));
-                inside |= u64::from(yes) << r;
-            }
-            each(i, inside)?;
+    /// Bit `r` of the mask given to `each(i, mask)`: `tile[r]` lies inside cap `active[i]`.
+    pub fn decide<E: Element>(&mut self, tile: &[&[E]], mut each: impl FnMut(usize, u64)) {
+        self.dots.resize(tile.len() * self.queries.len(), 0.0);
+        Kernels::get().dots(tile, &self.queries, &mut self.dots);
+        for i in 0..self.queries.len() {
+            let dots = i * tile.len()..(i + 1) * tile.len();
+            let mask = self.settle(i, dots, |r| tile[r]);
+            each(i, mask);
         }
-        Ok(())
+    }
+
+    /// Decides the rows named by the bits of `mask` for cap `active[i]`; `at` gives them by bit.
+    pub fn decide_some<'b, E: Element>(
+        &mut self,
+        i: usize,
+        mask: u64,
+        at: impl Fn(usize) -> Result<&'b [E]>,
+    ) -> Result<u64> {
+        let rows = positions_of(0, mask).map(at).collect::<Result<Vec<_>>>()?;
+        self.dots.resize(rows.len(), 0.0);
+        Kernels::get().dots(&rows, &self.queries[i..i + 1], &mut self.dots);
+        let found = self.settle(i, 0..rows.len(), |r| rows[r]);
+        Ok(positions_of(0, mask).enumerate().fold(0, |m, (r, bit)| m | (found >> r & 1) << bit))
+    }
+
+    fn settle<'b, E: Element>(&mut self, i: usize, dots: Range<usize>, at: impl Fn(usize) -> &'b [E]) -> u64 {
+        let (dots, test) = (&self.dots[dots], self.tests[i]);
+        let mut inside = mask_of(dots, |s| s >= test.inside);
+        let unsure = mask_of(dots, |s| s >= test.outside) & !inside;
+        for r in positions_of(0, unsure) {
+            E::widen(at(r), &mut self.wide);
+            let bound = self.caps.bound(self.active[i]);
+            let yes = exact::is_inside(Kernels::get(), self.queries[i], &self.wide, bound);
+            inside |= u64::from(yes) << r;
+        }
+        inside
     }
 }

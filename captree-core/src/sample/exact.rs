@@ -16,15 +16,19 @@ use crate::caps::Caps;
 use crate::control::Control;
 use crate::element::Element;
 use crate::error::Result;
-use crate::query::{Decider, Sink, Walk, positions_of};
+use crate::query::{BATCH, Decider, Sink, Walk, positions_of};
 use crate::rng::{Key, Purpose};
+use crate::sketch::Queries;
 use crate::store::Array;
 use crate::threads::Threads;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
-/// Caps whose rows are listed at a time: bounds the memory for lists.
-const BLOCK: usize = 128;
+/// Tries after which a cap is encoded for the sketches.
+const ENCODE_AFTER: usize = 14;
+
+/// Rows that are listed at a time, about: bounds the memory for lists.
+const LISTED: usize = 1 << 26;
 
 /// Draws by rank use the streams from here on, so that no number serves twice.
 const RANKS: u64 = 1 << 63;
@@ -57,12 +61,18 @@ impl Tree {
                 .collect::<Result<_>>()
         })?;
         let needles: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].len() < options.k).collect();
-        let walk = Walk::new(self, caps, control)?;
-        for block in needles.chunks(BLOCK) {
-            let listed = threads.run(|| list(&walk, block))?;
-            for (cap, inside) in block.iter().zip(listed) {
-                by_rank(&mut drawn[*cap], &inside, &keys[*cap], &options);
-                control.add(1);
+        let expected = |cap: usize| (drawn[cap].len() + 1) * self.len() / self.tries(options.k);
+        let batches: Vec<Vec<usize>> = batches(&needles, expected).into_iter().map(<[usize]>::to_vec).collect();
+        for batch in &batches {
+            let blocks = threads
+                .run(|| Walk::new(self, caps, batch, control)?.run(|block| Lists(vec![Vec::new(); block.len()])))?;
+            let mut batch = batch.iter();
+            for (size, parts) in blocks {
+                for (i, cap) in batch.by_ref().take(size).enumerate() {
+                    let inside: Vec<u32> = parts.iter().flat_map(|p| &p.0[i]).copied().collect();
+                    by_rank(&mut drawn[*cap], &inside, &keys[*cap], &options);
+                    control.add(1);
+                }
             }
         }
         let mut rows = vec![-1; caps.len() * options.k];
@@ -74,12 +84,12 @@ impl Tree {
         Ok(rows)
     }
 
-    /// Tries per draw: about what listing the cap's rows costs.
-    fn tries(&self) -> usize {
-        (self.len() / 16).clamp(64, 1 << 16)
+    /// Tries per cap: about what listing its rows costs, and a few for each draw.
+    fn tries(&self, k: usize) -> usize {
+        (self.len() / 256).max(256) + 8 * k
     }
 
-    /// Draws until one runs out of tries; returns the tree positions drawn.
+    /// Draws until the cap runs out of tries; returns the tree positions drawn.
     fn reject<E: Element>(
         &self,
         array: &Array<E>,
@@ -89,20 +99,33 @@ impl Tree {
         options: &SampleOptions,
     ) -> Result<Vec<usize>> {
         let n = self.len() as u64;
-        let mut decider = Decider::new(caps, &[cap]);
+        let active = [cap];
+        let mut decider = Decider::new(caps, &active);
+        let mut queries = None;
         let mut drawn = Vec::with_capacity(options.k);
         let mut taken = HashSet::new();
-        for draw in 0..options.k {
-            let mut stream = key.stream(draw as u64);
-            let (mut left, mut size, mut found) = (self.tries(), 2, None);
+        let (tries, mut left) = (self.tries(options.k), self.tries(options.k));
+        while drawn.len() < options.k {
+            let mut stream = key.stream(drawn.len() as u64);
+            let (mut size, mut found) = (2, None);
             while left > 0 && found.is_none() {
                 // A few candidates at a time hide the latency of memory; wide caps rarely need more than two.
                 let candidates: Vec<usize> = (0..size.min(left)).map(|_| stream.below(n) as usize).collect();
-                let rows = candidates.iter().map(|p| row(array, *p, self.dim())).collect::<Result<Vec<_>>>()?;
-                decider.decide(&[cap], &rows, |_, mask| {
-                    found = positions_of(0, mask).map(|i| candidates[i]).find(|p| options.replace || taken.insert(*p));
-                    Ok(())
-                })?;
+                let (mut inside, mut unsure) = (0u64, (1u64 << candidates.len()) - 1);
+                // Encoding a cap pays once it needs more than a handful of rows.
+                if tries - left >= ENCODE_AFTER {
+                    let queries = queries.get_or_insert_with(|| Queries::new(&self.sketch, caps, &active));
+                    let full = candidates.iter().map(|p| queries.full(*p..*p + 1)).collect::<Result<Vec<_>>>()?;
+                    full.iter().for_each(|row| row.prefetch(0));
+                    for (bit, row) in full.iter().enumerate() {
+                        if let Some(yes) = row.decide(0, 0) {
+                            unsure &= !(1 << bit);
+                            inside |= u64::from(yes) << bit;
+                        }
+                    }
+                }
+                inside |= decider.decide_some(0, unsure, |bit| row(array, candidates[bit], self.dim()))?;
+                found = positions_of(0, inside).map(|i| candidates[i]).find(|p| options.replace || taken.insert(*p));
                 left -= candidates.len();
                 size = (size * 2).min(32);
             }
@@ -113,6 +136,23 @@ impl Tree {
         }
         Ok(drawn)
     }
+}
+
+/// Cuts caps into batches whose lists of rows fit in memory, going by how often their tries succeeded.
+fn batches(needles: &[usize], rows: impl Fn(usize) -> usize) -> Vec<&[usize]> {
+    let mut cuts = Vec::new();
+    let (mut start, mut sum) = (0, 0);
+    for (i, cap) in needles.iter().enumerate() {
+        if i > start && (i - start == BATCH || sum + rows(*cap) > LISTED) {
+            cuts.push(&needles[start..i]);
+            (start, sum) = (i, 0);
+        }
+        sum += rows(*cap);
+    }
+    if start < needles.len() {
+        cuts.push(&needles[start..]);
+    }
+    cuts
 }
 
 /// Completes the draws of a cap from the list of all its rows.
@@ -135,48 +175,20 @@ fn by_rank(drawn: &mut Vec<usize>, inside: &[u32], key: &Key, options: &SampleOp
 }
 
 /// Tree positions inside each cap of a block.
-struct Lists<'a> {
-    caps: &'a [usize],
-    lists: Vec<Vec<u32>>,
-}
+struct Lists(Vec<Vec<u32>>);
 
-impl Lists<'_> {
-    fn of(&mut self, cap: usize) -> &mut Vec<u32> {
-        // The block's caps stand in rising order.
-        let at = self.caps.partition_point(|c| *c < cap);
-        &mut self.lists[at]
-    }
-}
-
-impl Sink for Lists<'_> {
-    fn all(&mut self, cap: usize, positions: Range<usize>) -> Result<()> {
-        self.of(cap).extend(positions.start as u32..positions.end as u32);
+impl Sink for Lists {
+    fn all(&mut self, i: usize, positions: Range<usize>) -> Result<()> {
+        self.0[i].extend(positions.start as u32..positions.end as u32);
         Ok(())
     }
 
-    fn some(&mut self, cap: usize, start: usize, mask: u64) -> Result<()> {
-        self.of(cap).extend(positions_of(start, mask).map(|p| p as u32));
+    fn some(&mut self, i: usize, start: usize, mask: u64) -> Result<()> {
+        self.0[i].extend(positions_of(start, mask).map(|p| p as u32));
         Ok(())
     }
 
-    fn is_done(&self, _cap: usize) -> bool {
+    fn is_done(&self, _i: usize) -> bool {
         false
     }
-}
-
-/// Lists the rows inside each cap, in tree order.
-fn list(walk: &Walk<'_>, block: &[usize]) -> Result<Vec<Vec<u32>>> {
-    let parts: Vec<Vec<Vec<u32>>> = (0..walk.tasks())
-        .into_par_iter()
-        .map(|task| {
-            let mut sink = Lists { caps: block, lists: vec![Vec::new(); block.len()] };
-            walk.run(block, task, &mut sink)?;
-            Ok(sink.lists)
-        })
-        .collect::<Result<_>>()?;
-    let mut lists = vec![Vec::new(); block.len()];
-    for part in parts {
-        lists.iter_mut().zip(part).for_each(|(list, more)| list.extend(more));
-    }
-    Ok(lists)
 }

@@ -67,10 +67,7 @@ pub(crate) fn hits(
     with_elements!(&tree.vectors, array => {
         for (t, tile) in positions.chunks(TILE).enumerate() {
             let rows = tile.iter().map(|p| row(array, *p, tree.dim())).collect::<Result<Vec<_>>>()?;
-            decider.decide(active, &rows, |i, mask| {
-                each(i, t * TILE, mask);
-                Ok(())
-            })?;
+            decider.decide(&rows, |i, mask| each(i, t * TILE, mask));
         }
         Ok(())
     })

@@ -15,6 +15,7 @@ use crate::caps::NodeAngle;
 use crate::control::Control;
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
+use crate::sketch::Sketch;
 use crate::store::Array;
 use crate::threads::Threads;
 use crate::vectors::{NormRange, Vectors, norm, row, with_elements};
@@ -35,6 +36,7 @@ pub struct Tree {
     pub(crate) centers: Array<f32>,
     pub(crate) angles: Vec<NodeAngle>,
     pub(crate) norms: Norms,
+    pub(crate) sketch: Sketch,
     path: Option<PathBuf>,
     bytes: u64,
 }
@@ -66,14 +68,23 @@ impl Tree {
                 rows: rows.norms,
                 centers: centers.chunks_exact(rows.dim).fold(NormRange::EMPTY, |r, c| r.union(NormRange::of(norm(c)))),
             };
+            let sketch = with_elements!(&rows.vectors, a => {
+                let at = |p: usize| row(a, order[p] as usize, rows.dim);
+                Sketch::build(&at, (n, rows.dim), params.seed, control)
+            })?;
             control.phase("reorder", n as u64);
             let mut positions = vec![0i64; n];
             order.iter().enumerate().for_each(|(p, r)| positions[*r as usize] = p as i64);
             let tree_rows: Vec<i64> = order.iter().map(|r| i64::from(*r)).collect();
-            let meta = persist::Meta::new(&rows, params, norms, nodes.len());
+            let meta = persist::Meta::new(&rows, params, norms, nodes.len(), &sketch);
             if let (Some(writer), Some(out)) = (writer, out) {
-                let arrays =
-                    persist::Arrays { rows: &tree_rows, positions: &positions, nodes: &nodes, centers: &centers };
+                let arrays = persist::Arrays {
+                    rows: &tree_rows,
+                    positions: &positions,
+                    nodes: &nodes,
+                    centers: &centers,
+                    sketch: &sketch,
+                };
                 with_elements!(&rows.vectors, a => persist::write(writer, &meta, &arrays, n, control, |range| {
                     gather(a, &order[range], rows.dim)
                 }))?;
@@ -85,7 +96,7 @@ impl Tree {
             };
             let centers = Array::from_vec(centers);
             let (rows, positions) = (Array::from_vec(tree_rows), Array::from_vec(positions));
-            Tree::assemble(meta, vectors, rows, positions, nodes, centers, None, 0)
+            Tree::assemble(meta, vectors, rows, positions, nodes, centers, sketch, None, 0)
         })
     }
 
@@ -174,6 +185,7 @@ impl Tree {
         positions: Array<i64>,
         nodes: Vec<NodeRecord>,
         centers: Array<f32>,
+        sketch: Sketch,
         path: Option<PathBuf>,
         bytes: u64,
     ) -> Result<Tree> {
@@ -190,6 +202,7 @@ impl Tree {
             centers,
             angles,
             norms,
+            sketch,
             path,
             bytes,
         })

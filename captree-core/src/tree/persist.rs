@@ -9,7 +9,8 @@ use crate::build::{Params, Rows};
 use crate::control::Control;
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
-use crate::store::{Folder, FolderWriter};
+use crate::sketch::{Basis, MAX_PREFIX, Sketch, TERMS, TILE, full_width, padded};
+use crate::store::{Array, Folder, FolderWriter};
 use crate::threads::Threads;
 use crate::vectors::{NormRange, Precision, Vectors, with_elements};
 
@@ -24,11 +25,12 @@ pub(super) struct Meta {
     fanout: usize,
     leaf_size: usize,
     seed: u64,
+    prefix: usize,
     pub norms: Norms,
 }
 
 impl Meta {
-    pub fn new(rows: &Rows, params: &Params, norms: Norms, nodes: usize) -> Self {
+    pub fn new(rows: &Rows, params: &Params, norms: Norms, nodes: usize, sketch: &Sketch) -> Self {
         Meta {
             writer: concat!("captree ", env!("CARGO_PKG_VERSION")).into(),
             rows: rows.vectors.len() / rows.dim,
@@ -38,6 +40,7 @@ impl Meta {
             fanout: params.fanout,
             leaf_size: params.leaf_size,
             seed: params.seed,
+            prefix: sketch.basis.width,
             norms,
         }
     }
@@ -46,12 +49,26 @@ impl Meta {
         Params { fanout: self.fanout, leaf_size: self.leaf_size, seed: self.seed }
     }
 
+    fn sketch_shapes(&self) -> SketchShapes {
+        let (tiles, groups) = (self.rows.div_ceil(TILE), padded(self.prefix) / 4);
+        SketchShapes {
+            tile_codes: [tiles.div_ceil(TILE), groups, TILE, 4],
+            tile_terms: [tiles.div_ceil(TILE), TERMS, TILE],
+            row_codes: [tiles, groups, TILE, 4],
+            row_terms: [tiles, TERMS, TILE],
+            full_codes: [self.rows, full_width(self.dim)],
+        }
+    }
+
     /// Says what no tree can have, if anything.
     fn fault(&self) -> Option<String> {
         let unit =
             |r: NormRange| (r.low - 1.0).abs().max((r.high - 1.0).abs()) <= 2.0 * Precision::BFloat16.tolerance();
         if self.rows == 0 || self.dim == 0 || self.nodes == 0 {
             return Some(format!("expected rows, dims and nodes, found {self:?}"));
+        }
+        if self.prefix == 0 || self.prefix > self.dim || self.prefix > MAX_PREFIX {
+            return Some(format!("expected a sketch of 1 to {} dims, found {self:?}", self.dim.min(MAX_PREFIX)));
         }
         if Params::new(self.fanout, Some(self.leaf_size), self.seed).is_err() {
             return Some(format!("expected a fanout of 2 to 4096 and a leaf size, found {self:?}"));
@@ -69,6 +86,7 @@ pub(super) struct Arrays<'a> {
     pub positions: &'a [i64],
     pub nodes: &'a [NodeRecord],
     pub centers: &'a [f32],
+    pub sketch: &'a Sketch,
 }
 
 /// Writes a tree; `chunk` gives the stored rows of a range of tree positions.
@@ -101,7 +119,61 @@ pub(super) fn write<E: Element>(
     let mut out = writer.array("centers", &[arrays.nodes.len(), meta.dim])?;
     out.write(arrays.centers)?;
     out.finish()?;
+    write_sketch(&mut writer, meta, arrays.sketch)?;
     writer.finish(meta)
+}
+
+fn write_sketch(writer: &mut FolderWriter, meta: &Meta, sketch: &Sketch) -> Result<()> {
+    fn put<T: crate::store::Element>(
+        writer: &mut FolderWriter,
+        name: &str,
+        shape: &[usize],
+        array: &Array<T>,
+    ) -> Result<()> {
+        let mut out = writer.array(name, shape)?;
+        out.write(array.slice(0..array.len())?)?;
+        out.finish()
+    }
+    let shapes = meta.sketch_shapes();
+    let basis = &sketch.basis;
+    let mut out = writer.array("sketch_mean", &[meta.dim])?;
+    out.write(&basis.mean)?;
+    out.finish()?;
+    let mut out = writer.array("sketch_basis", &[basis.width, meta.dim])?;
+    out.write(&basis.columns)?;
+    out.finish()?;
+    put(writer, "tile_codes", &shapes.tile_codes, &sketch.tile_codes)?;
+    put(writer, "tile_terms", &shapes.tile_terms, &sketch.tile_terms)?;
+    put(writer, "prefix_codes", &shapes.row_codes, &sketch.row_codes)?;
+    put(writer, "prefix_terms", &shapes.row_terms, &sketch.row_terms)?;
+    put(writer, "full_codes", &shapes.full_codes, &sketch.full_codes)?;
+    put(writer, "full_terms", &[meta.rows], &sketch.full_terms)
+}
+
+fn read_sketch(folder: &Folder, meta: &Meta) -> Result<Sketch> {
+    let shapes = meta.sketch_shapes();
+    let mean = folder.array::<f32>("sketch_mean", &[meta.dim])?;
+    let columns = folder.array::<f32>("sketch_basis", &[meta.prefix, meta.dim])?;
+    let mean = mean.slice(0..mean.len())?.to_vec();
+    let columns = columns.slice(0..columns.len())?.to_vec();
+    Ok(Sketch {
+        basis: Basis::new(meta.dim, meta.prefix, mean, columns),
+        tile_codes: folder.array("tile_codes", &shapes.tile_codes)?,
+        tile_terms: folder.array("tile_terms", &shapes.tile_terms)?,
+        row_codes: folder.array("prefix_codes", &shapes.row_codes)?,
+        row_terms: folder.array("prefix_terms", &shapes.row_terms)?,
+        full_codes: folder.array("full_codes", &shapes.full_codes)?,
+        full_terms: folder.array("full_terms", &[meta.rows])?,
+    })
+}
+
+/// Shapes of the sketch's arrays: tiles, groups of four dims, rows of a tile, four bytes.
+struct SketchShapes {
+    tile_codes: [usize; 4],
+    tile_terms: [usize; 3],
+    row_codes: [usize; 4],
+    row_terms: [usize; 3],
+    full_codes: [usize; 2],
 }
 
 impl Tree {
@@ -125,7 +197,8 @@ impl Tree {
         if let Some(reason) = fault(&nodes, meta.rows) {
             return Err(corrupt(reason));
         }
-        Tree::assemble(meta, vectors, rows, positions, nodes, centers, Some(path.to_owned()), folder.bytes())
+        let sketch = read_sketch(&folder, &meta)?;
+        Tree::assemble(meta, vectors, rows, positions, nodes, centers, sketch, Some(path.to_owned()), folder.bytes())
     }
 
     /// Writes the tree to `path`: to a temporary folder that is renamed when complete.
@@ -142,6 +215,7 @@ impl Tree {
             fanout: self.params.fanout,
             leaf_size: self.params.leaf_size,
             seed: self.params.seed,
+            prefix: self.sketch.basis.width,
             norms: self.norms,
         };
         let arrays = Arrays {
@@ -149,6 +223,7 @@ impl Tree {
             positions: self.positions.slice(0..n)?,
             nodes: &self.nodes,
             centers: self.centers()?,
+            sketch: &self.sketch,
         };
         let d = self.dim;
         threads.run(|| {

@@ -1,7 +1,9 @@
 //! Figures about a tree.
 
 use super::Tree;
+use crate::distance::Kernels;
 use crate::error::Result;
+use crate::sketch::IntKernels;
 
 /// What [`Tree::stats`] tells.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,8 +38,10 @@ pub struct Stats {
     pub bytes: u64,
     /// Bytes of the stored vectors alone.
     pub vector_bytes: u64,
-    /// The instruction set in use.
-    pub kernels: &'static str,
+    /// Bytes of the sketches alone.
+    pub sketch_bytes: u64,
+    /// The instruction sets in use, for float32 and for integer dot products.
+    pub kernels: String,
 }
 
 impl Tree {
@@ -47,7 +51,8 @@ impl Tree {
         let mut bounds: Vec<f64> = leaves.iter().map(|n| n.max_cos_distance).collect();
         bounds.sort_unstable_by(f64::total_cmp);
         let vector_bytes = (self.vectors.len() * self.storage().bytes()) as u64;
-        let in_memory = vector_bytes + self.rows.byte_len() + self.positions.byte_len() + self.centers.byte_len();
+        let links = self.rows.byte_len() + self.positions.byte_len() + self.centers.byte_len();
+        let in_memory = vector_bytes + links + self.sketch.bytes();
         Ok(Stats {
             rows: self.len(),
             dim: self.dim,
@@ -64,7 +69,8 @@ impl Tree {
             leaf_max_cos_distance_median: bounds[bounds.len() / 2],
             bytes: if self.path.is_some() { self.bytes } else { in_memory + size_of_val(&self.nodes[..]) as u64 },
             vector_bytes,
-            kernels: crate::distance::Kernels::get().name(),
+            sketch_bytes: self.sketch.bytes(),
+            kernels: format!("{}, {}", Kernels::get().name(), IntKernels::get().name()),
         })
     }
 }

@@ -29,6 +29,7 @@ impl Tree {
             self.rows.verify(control)?;
             self.positions.verify(control)?;
             self.centers.verify(control)?;
+            self.sketch.verify(control)?;
             if let Some(reason) = fault(&self.nodes, self.len()) {
                 return Err(self.corrupt(reason));
             }

@@ -1,0 +1,213 @@
+//! The prefix basis: directions that hold most of the rows' energy around their mean.
+
+use rayon::prelude::*;
+
+use crate::control::Control;
+use crate::distance::{Kernels, f32_error};
+use crate::element::Element;
+use crate::error::Result;
+use crate::rng::{Key, Purpose};
+use crate::vectors::norm;
+
+/// Rows that mean and basis are trained on.
+const SAMPLE: usize = 8192;
+
+/// Passes of the subspace iteration. The basis only has to be good: no bound relies on it.
+const PASSES: usize = 8;
+
+/// A mean shorter than this is not worth a term of its own.
+const SHORTEST_MEAN: f64 = 0.05;
+
+/// Mean and prefix basis, with what their bounds need.
+pub(crate) struct Basis {
+    pub dim: usize,
+    pub width: usize,
+    /// `dim` coordinates; zero if the rows have no common direction.
+    pub mean: Vec<f32>,
+    /// |mean|^2.
+    pub mean_square: f64,
+    /// `width` columns of `dim` coordinates each.
+    pub columns: Vec<f32>,
+    /// `<column, mean>` of each column.
+    pub offsets: Vec<f64>,
+    /// At least the norm of `W^T x - (its float32 value)` for a row or center `x`.
+    pub projection_error: f64,
+    /// At least the norm of `W^T W - 1`.
+    pub skew: f64,
+}
+
+impl Basis {
+    /// Trains on a sample of the rows.
+    pub fn train<'a, E: Element>(
+        at: &impl Fn(usize) -> Result<&'a [E]>,
+        (n, dim): (usize, usize),
+        width: usize,
+        seed: u64,
+        control: &Control,
+    ) -> Result<Self> {
+        let count = n.min(SAMPLE);
+        let mut stream = Key::new(Purpose::Sketch, seed, &[]).stream(0);
+        let mut sample = vec![0.0f32; count * dim];
+        for (i, out) in sample.chunks_exact_mut(dim).enumerate() {
+            // One row from each of `count` stretches: spread over the whole tree.
+            let (from, to) = (i * n / count, (i + 1) * n / count);
+            E::widen(at(from + stream.below((to - from) as u64) as usize)?, out);
+        }
+        let mut mean = vec![0.0f64; dim];
+        for x in sample.chunks_exact(dim) {
+            mean.iter_mut().zip(x).for_each(|(m, x)| *m += f64::from(*x) / count as f64);
+        }
+        let keep = mean.iter().map(|m| m * m).sum::<f64>().sqrt() >= SHORTEST_MEAN;
+        let mean: Vec<f32> = mean.iter().map(|m| if keep { *m as f32 } else { 0.0 }).collect();
+        let mean_square = square(&mean);
+        // What the mean's own term accounts for is left out of the basis.
+        for x in sample.chunks_exact_mut(dim) {
+            let along = if keep { dot(x, &mean) / mean_square } else { 0.0 };
+            x.iter_mut().zip(&mean).for_each(|(x, m)| *x = (f64::from(*x) - along * f64::from(*m)) as f32);
+        }
+        let columns = subspace(&sample, dim, width, &mut stream_of(seed), control)?;
+        Ok(Basis::new(dim, width, mean, columns))
+    }
+
+    /// Measures how far the columns are from orthonormal.
+    pub fn new(dim: usize, width: usize, mean: Vec<f32>, columns: Vec<f32>) -> Self {
+        let each: Vec<&[f32]> = columns.chunks_exact(dim).collect();
+        let skew = each
+            .par_iter()
+            .enumerate()
+            .map(|(i, a)| {
+                let gram = |(j, b): (usize, &&[f32])| (dot(a, b) - f64::from(u8::from(i == j))).powi(2);
+                each.iter().enumerate().map(gram).sum::<f64>()
+            })
+            .collect::<Vec<f64>>()
+            .iter()
+            .sum::<f64>()
+            .sqrt();
+        Basis {
+            dim,
+            width,
+            mean_square: square(&mean),
+            offsets: each.iter().map(|c| dot(c, &mean)).collect(),
+            // Each coordinate is rounded to float32 once more, from at most 2.2.
+            projection_error: (width as f64).sqrt() * (f32_error(dim) + 2e-7),
+            // The float64 sums are off by far less.
+            skew: skew + 1e-9,
+            mean,
+            columns,
+        }
+    }
+
+    /// Bound on `|<W a, W z> - <a, z>| + |<W a, t>| + |<p, W z>|`, given bounds on the lengths of `a` and `z`.
+    ///
+    /// `W^T t = (W^T (x - mu) - z) + (1 - W^T W) z` has a norm of at most `projection_error + skew |z|`, and likewise
+    /// for `p` and `a`.
+    pub fn defect(&self, a: f64, z: f64) -> f64 {
+        let (error, skew) = (self.projection_error, self.skew);
+        a * (error + skew * z) + z * (error + skew * a) + skew * a * z
+    }
+
+    /// Writes the projections `W^T (x - shift mu)` of vectors, `width` numbers each.
+    pub fn project<E: Element>(&self, vectors: &[&[E]], along: impl Fn(usize) -> f64, out: &mut [f32]) {
+        let columns: Vec<&[f32]> = self.columns.chunks_exact(self.dim).collect();
+        let mut dots = vec![0.0f32; vectors.len() * self.width];
+        Kernels::get().dots(vectors, &columns, &mut dots);
+        for (v, out) in out.chunks_exact_mut(self.width).enumerate() {
+            let along = along(v);
+            for (c, out) in out.iter_mut().enumerate() {
+                *out = (f64::from(dots[c * vectors.len() + v]) - along * self.offsets[c]) as f32;
+            }
+        }
+    }
+}
+
+fn stream_of(seed: u64) -> crate::rng::Stream {
+    Key::new(Purpose::Sketch, seed, &[]).stream(1)
+}
+
+/// Float64 dot product of float32 vectors.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let mut sums = [0.0f64; 8];
+    for (i, (x, y)) in a.iter().zip(b).enumerate() {
+        sums[i % 8] += f64::from(*x) * f64::from(*y);
+    }
+    sums.iter().sum()
+}
+
+fn square(a: &[f32]) -> f64 {
+    norm(a).powi(2)
+}
+
+/// Orthonormal columns that span nearly the top of the sample's spectrum (subspace iteration: Halko, Martinsson and
+/// Tropp, *Finding structure with randomness*, 2011), turned at random inside that span: codes of equal step are
+/// tightest where no coordinate dominates.
+fn subspace(
+    sample: &[f32],
+    dim: usize,
+    width: usize,
+    stream: &mut crate::rng::Stream,
+    control: &Control,
+) -> Result<Vec<f32>> {
+    let count = sample.len() / dim;
+    let mut turned = vec![0.0f32; sample.len()];
+    for (r, x) in sample.chunks_exact(dim).enumerate() {
+        x.iter().enumerate().for_each(|(c, v)| turned[c * count + r] = *v);
+    }
+    let mut columns: Vec<f64> = (0..width * dim).map(|_| stream.unit() - 0.5).collect();
+    orthonormalize(&mut columns, dim, stream);
+    for _ in 0..PASSES {
+        control.check()?;
+        let single: Vec<f32> = columns.iter().map(|x| *x as f32).collect();
+        let scores = products(sample, &single, dim);
+        columns = products(&turned, &scores, count).iter().map(|x| f64::from(*x)).collect();
+        orthonormalize(&mut columns, dim, stream);
+    }
+    let mut turn: Vec<f64> = (0..width * width).map(|_| normal(stream)).collect();
+    orthonormalize(&mut turn, width, stream);
+    let mut out = vec![0.0f64; width * dim];
+    for (turn, out) in turn.chunks_exact(width).zip(out.chunks_exact_mut(dim)) {
+        for (t, column) in turn.iter().zip(columns.chunks_exact(dim)) {
+            out.iter_mut().zip(column).for_each(|(o, c)| *o += t * c);
+        }
+    }
+    Ok(out.iter().map(|x| *x as f32).collect())
+}
+
+/// A normal number (Box and Muller).
+fn normal(stream: &mut crate::rng::Stream) -> f64 {
+    let radius = (-2.0 * (1.0 - stream.unit()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * stream.unit()).cos()
+}
+
+/// All dot products: `out[c * rows + r]`.
+fn products(rows: &[f32], columns: &[f32], dim: usize) -> Vec<f32> {
+    let rows: Vec<&[f32]> = rows.chunks_exact(dim).collect();
+    let mut out = vec![0.0f32; rows.len() * (columns.len() / dim)];
+    out.par_chunks_mut(rows.len() * 4).zip(columns.par_chunks(dim * 4)).for_each(|(out, columns)| {
+        let columns: Vec<&[f32]> = columns.chunks_exact(dim).collect();
+        Kernels::get().dots(&rows, &columns, out);
+    });
+    out
+}
+
+/// Gram-Schmidt, each vector twice; a vector that vanishes is replaced by a random one.
+fn orthonormalize(vectors: &mut [f64], dim: usize, stream: &mut crate::rng::Stream) {
+    for i in 0..vectors.len() / dim {
+        let (before, rest) = vectors.split_at_mut(i * dim);
+        let own = &mut rest[..dim];
+        loop {
+            let start = own.iter().map(|x| x * x).sum::<f64>().sqrt();
+            for _ in 0..2 {
+                for other in before.chunks_exact(dim) {
+                    let along: f64 = own.iter().zip(other).map(|(a, b)| a * b).sum();
+                    own.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+                }
+            }
+            let left = own.iter().map(|x| x * x).sum::<f64>().sqrt();
+            if left > 1e-6 * start {
+                own.iter_mut().for_each(|x| *x /= left);
+                break;
+            }
+            own.iter_mut().for_each(|x| *x = stream.unit() - 0.5);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Attempts to break the certified inequality: adversarial rows, caps whose bound is the distance of a row, every level,
+//! every instruction set. One violation is a wrong answer, so none is allowed.
+
+use half::f16;
+use proptest::prelude::*;
+
+use super::kernel::{Decision, IntKernels};
+use super::{Queries, Sketch, TILE};
+use crate::caps::Caps;
+use crate::control::Control;
+use crate::exact;
+
+/// Rows with what makes bounds tight or loose: a common direction, equal rows, one heavy coordinate, tiny ones.
+fn rows() -> impl Strategy<Value = (usize, Vec<f32>)> {
+    (1usize..90, 1usize..200, any::<u64>(), 0usize..6).prop_map(|(dim, n, seed, kind)| {
+        let mut state = seed | 1;
+        let mut next = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
+        };
+        let mut out = Vec::with_capacity(n * dim);
+        for r in 0..n {
+            let mut x: Vec<f64> = (0..dim).map(|_| next()).collect();
+            match kind {
+                0 => x.iter_mut().enumerate().for_each(|(c, v)| *v = *v * 0.3 + if c % 3 == 0 { 1.0 } else { 0.0 }),
+                1 if r > 0 && r % 2 == 0 => x = out[(r - 1) * dim..r * dim].iter().map(|v| f64::from(*v)).collect(),
+                2 => x[r % dim] += 100.0 * (1.0 - 2.0 * (r % 2) as f64),
+                3 => x.iter_mut().enumerate().for_each(|(c, v)| *v *= 0.5f64.powi(c as i32 % 40)),
+                4 => x.iter_mut().for_each(|v| *v *= 1e-3 / (1.0 + v.abs() * 1e6)),
+                _ => {}
+            }
+            let norm = x.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-30);
+            // Rows that are off unit length as far as any dtype allows.
+            let stretch = 1.0 + if r % 5 == 0 { 0.0155 * 2.0 * next() } else { 0.0 };
+            out.extend(x.iter().map(|v| f16::from_f64(v / norm * stretch).to_f32()));
+        }
+        (dim, out)
+    })
+}
+
+fn check(decision: Option<bool>, dot: f64, threshold: f64) -> Result<(), TestCaseError> {
+    // `dot` is rounded to float64; what differs by that little is settled nowhere but in exact arithmetic.
+    match decision {
+        Some(true) => prop_assert!(dot >= threshold - 1e-15, "accepted {dot} below {threshold}"),
+        Some(false) => prop_assert!(dot <= threshold + 1e-15, "rejected {dot} above {threshold}"),
+        None => {}
+    }
+    Ok(())
+}
+
+fn bit(decision: &Decision, b: usize) -> Option<bool> {
+    if decision.unsure >> b & 1 == 1 { None } else { Some(decision.inside >> b & 1 == 1) }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    #[test]
+    fn no_level_ever_decides_wrongly((dim, rows) in rows(), pick in any::<prop::sample::Index>(), nudge in -1e-3f64..1e-3) {
+        let n = rows.len() / dim;
+        let at = |p: usize| Ok(&rows[p * dim..(p + 1) * dim]);
+        let sketch = Sketch::build(&at, (n, dim), 3, &Control::default()).unwrap();
+        // Centers: rows, their negatives, and mixtures of two.
+        let mut centers: Vec<f32> = Vec::new();
+        for i in 0..8 {
+            let (a, b) = (at((pick.index(n) + i) % n).unwrap(), at((pick.index(n) + 7 * i) % n).unwrap());
+            let mix: Vec<f64> = a.iter().zip(b).map(|(a, b)| match i % 3 {
+                0 => f64::from(*a),
+                1 => -f64::from(*a),
+                _ => f64::from(*a) + 0.7 * f64::from(*b),
+            }).collect();
+            let norm = mix.iter().map(|x| x * x).sum::<f64>().sqrt();
+            prop_assume!(norm > 1e-3);
+            centers.extend(mix.iter().map(|x| (x / norm) as f32));
+        }
+        let bounds = vec![1.0; 8];
+        let caps = Caps::new(dim, &centers, &bounds).unwrap();
+        let active: Vec<usize> = (0..8).collect();
+        let numbers: Vec<u32> = (0..8).collect();
+        let exact: Vec<Vec<f64>> = active
+            .iter()
+            .map(|q| (0..n).map(|r| exact::dot(caps.center(*q), &rows[r * dim..(r + 1) * dim])).collect())
+            .collect();
+        for kernels in IntKernels::available() {
+            let mut queries = Queries::with(kernels, &sketch, &caps, &active);
+            for shift in [0.0, 1e-12, -1e-12, nudge, 10.0 * nudge, 100.0 * nudge] {
+                // A threshold at, or next to, the dot product of some row: where a wrong bound shows.
+                let aims: Vec<f64> = active.iter().map(|q| exact[*q][pick.index(n)] + shift).collect();
+                aims.iter().enumerate().for_each(|(q, t)| queries.set_threshold(q, *t));
+                let mut out = vec![Decision::default(); 8];
+                for tile in 0..n.div_ceil(TILE) {
+                    queries.tiles(tile / TILE, &numbers, &mut out).unwrap();
+                    let whole: Vec<Option<bool>> = out.iter().map(|d| bit(d, tile % TILE)).collect();
+                    queries.rows(tile, &numbers, &mut out).unwrap();
+                    for r in tile * TILE..n.min((tile + 1) * TILE) {
+                        let full = queries.full(r..r + 1).unwrap();
+                        for q in 0..8 {
+                            check(whole[q], exact[q][r], aims[q])?;
+                            check(bit(&out[q], r % TILE), exact[q][r], aims[q])?;
+                            check(full.decide(0, q), exact[q][r], aims[q])?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_agree_on_integers(row in prop::collection::vec(any::<u8>(), 192), query in prop::collection::vec(-127i8..=127, 192)) {
+        let want: i32 = row.iter().zip(&query).map(|(x, q)| i32::from(*x) * i32::from(*q)).sum();
+        for kernels in IntKernels::available() {
+            prop_assert_eq!(kernels.dot(&row, &query), want, "{}", kernels.name());
+        }
+    }
+}
+
+#[test]
+fn sketches_decide_most_rows() {
+    // Bounds that decide nothing would pass every test above.
+    let (dim, n) = (48, 4096);
+    let mut stream = crate::rng::Key::new(crate::rng::Purpose::Sketch, 9, &[]).stream(0);
+    let mut rows = vec![0.0f32; n * dim];
+    for x in rows.chunks_exact_mut(dim) {
+        x.iter_mut().for_each(|v| *v = (stream.unit() - 0.5) as f32);
+        let norm = crate::vectors::norm(x) as f32;
+        x.iter_mut().for_each(|v| *v /= norm);
+    }
+    let at = |p: usize| Ok(&rows[p * dim..(p + 1) * dim]);
+    let sketch = Sketch::build(&at, (n, dim), 3, &Control::default()).unwrap();
+    let bounds = [0.9];
+    let caps = Caps::new(dim, &rows[..dim], &bounds).unwrap();
+    let queries = Queries::new(&sketch, &caps, &[0]);
+    let mut unsure = [0; 2];
+    for tile in 0..n / TILE {
+        let mut out = [Decision::default()];
+        queries.rows(tile, &[0], &mut out).unwrap();
+        unsure[0] += out[0].unsure.count_ones();
+        let full = queries.full(tile * TILE..(tile + 1) * TILE).unwrap();
+        unsure[1] += (0..TILE).filter(|r| full.decide(*r, 0).is_none()).count() as u32;
+    }
+    assert!(unsure.iter().all(|u| *u < n as u32 / 10), "{unsure:?} of {n}");
+}
