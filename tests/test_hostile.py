@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,22 @@ from captree import Caps, errors
 from captree.testing import clip_like
 
 
+def build_small(path):
+    return captree.build(clip_like(300, 12), out=path, fanout=4, leaf_size=10)
+
+
+with tempfile.TemporaryDirectory() as _folder:
+    build_small(f"{_folder}/x.captree")
+    FILES = sorted(entry.name for entry in Path(f"{_folder}/x.captree").iterdir())
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A small tree on disk, and the answers it gives."""
     path = tmp_path_factory.mktemp("trees") / "x.captree"
-    tree = captree.build(clip_like(300, 12), out=path, fanout=4, leaf_size=10)
+    tree = build_small(path)
     caps = captree.training_caps(tree, 40, seed=1)
     return path, caps, tree.count(caps), tree.search(caps).rows, tree.sample(caps, seed=1)
-
-
-FILES = ["manifest.json", "vectors.npy", "rows.npy", "positions.npy", "nodes.npy", "centers.npy", "checksums.npy"]
 
 
 @pytest.fixture
@@ -54,10 +61,6 @@ def use_everything(path, saved):
     right = all(np.array_equal(a, b) for a, b in zip(answers, (count, rows, drawn), strict=True))
     tree.verify()
     return right
-
-
-def test_the_files_are_those_that_are_damaged_below(saved):
-    assert sorted(entry.name for entry in saved[0].iterdir()) == sorted(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)
