@@ -56,22 +56,21 @@ def chosen(given: str | None, known: list[str], what: str) -> list[str]:
     return names
 
 
-def environment(threads: int) -> dict[str, str]:
-    """The same number of threads for every library."""
+def environment(threads: int, own_blas: bool) -> dict[str, str]:
+    """The same number of threads for every library, and the best kernel for an old OpenBLAS."""
     limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(limits, str(threads))}
+    forced = {"OPENBLAS_CORETYPE": kernel} if own_blas and (kernel := machine.kernel()) else {}
+    return {**os.environ, **dict.fromkeys(limits, str(threads)), **forced}
 
 
-def run_peer(spec: dict[str, Any], folder: Path, threads: int, timeout: float) -> dict[str, Any] | str:
+def run_peer(spec: dict[str, Any], folder: Path, variables: dict[str, str], timeout: float) -> dict[str, Any] | str:
     """The result of one peer's process, or why there is none."""
     request, answer = folder / "spec.json", folder / "result.json"
     answer.unlink(missing_ok=True)
     request.write_text(json.dumps(spec | {"result": str(answer)}))
     command = [sys.executable, "-m", "benches.compare.worker", str(request)]
     try:
-        ran = subprocess.run(
-            command, env=environment(threads), stderr=subprocess.PIPE, text=True, check=False, timeout=timeout
-        )
+        ran = subprocess.run(command, env=variables, stderr=subprocess.PIPE, text=True, check=False, timeout=timeout)
     except subprocess.TimeoutExpired:
         return f"took longer than {timeout:g} s"
     if ran.returncode != 0 or not answer.exists():
@@ -112,7 +111,7 @@ def main() -> None:
                 "seconds": args.seconds,
                 "repeats": args.repeats,
             }
-            result = run_peer(spec, folder, args.threads, args.timeout)
+            result = run_peer(spec, folder, environment(args.threads, peers[name].own_blas), args.timeout)
             if isinstance(result, str):
                 print(f"{name}: {result}", flush=True)
                 left_out.append(f"{name}: {result}")

@@ -7,7 +7,8 @@ import numpy as np
 
 from benches.compare.peers import Bounds, Floats, Peer, Rows, Unsupported, draw_from, load
 
-BLOCK = 4096
+BLOCK = 16_384
+SCAN_BLOCK = 4096
 
 
 class NumpyProduct(Peer):
@@ -31,8 +32,8 @@ class NumpyProduct(Peer):
             total[0] = np.count_nonzero(self.vectors @ centers[0] >= least[0])
             return total
         for start in range(0, len(self.vectors), BLOCK):
-            products = centers @ self.vectors[start : start + BLOCK].T
-            total += np.count_nonzero(products >= least[:, None], axis=1)
+            # Rows by caps: numpy sums down the columns several times as fast as along short rows.
+            total += (self.vectors[start : start + BLOCK] @ centers.T >= least).sum(axis=0)
         return total
 
     def search(self, centers: Floats, bounds: Bounds) -> list[Rows]:
@@ -174,7 +175,7 @@ class PermutedScan(Peer):
                 out[cap, drawn[cap] : drawn[cap] + len(rows)] = rows
                 drawn[cap] += len(rows)
             active = active[drawn[active] < k]
-            seen, step = seen + high - low, min(2 * step, BLOCK)
+            seen, step = seen + high - low, min(2 * step, SCAN_BLOCK)
         # A cap with fewer than k rows gives each of them again and again.
         for cap in np.flatnonzero((drawn > 0) & (drawn < k)):
             out[cap] = np.resize(out[cap, : drawn[cap]], k)
