@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::distance::Kernels;
+use crate::distance::{Kernels, TileKernel};
 
 /// How a tree stores its vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -47,7 +47,7 @@ pub(crate) trait Element: crate::store::Element {
     unsafe fn load<S: crate::distance::Simd>(p: *const Self) -> S::V;
 
     /// The tile kernel for rows of this type.
-    fn tile_kernel(kernels: &Kernels) -> unsafe fn(&[&[Self]], &[&[f32]], &mut [f32]);
+    fn tile_kernel(kernels: &Kernels) -> TileKernel<Self>;
 }
 
 impl Element for f16 {
@@ -66,7 +66,7 @@ impl Element for f16 {
         unsafe { S::load_f16(p) }
     }
 
-    fn tile_kernel(kernels: &Kernels) -> unsafe fn(&[&[Self]], &[&[f32]], &mut [f32]) {
+    fn tile_kernel(kernels: &Kernels) -> TileKernel<Self> {
         kernels.tile_f16()
     }
 }
@@ -87,7 +87,7 @@ impl Element for f32 {
         unsafe { S::load_f32(p) }
     }
 
-    fn tile_kernel(kernels: &Kernels) -> unsafe fn(&[&[Self]], &[&[f32]], &mut [f32]) {
+    fn tile_kernel(kernels: &Kernels) -> TileKernel<Self> {
         kernels.tile_f32()
     }
 }

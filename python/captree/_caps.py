@@ -15,7 +15,7 @@ from captree.errors import InvalidCapsError, InvalidTypeError, InvalidVectorsErr
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 1e-4, "float64": 1e-4}
+TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 5e-4, "float64": 5e-4}
 """How far the norm of a center may be from 1, by the element type it comes in."""
 
 _CHUNK = 8192
@@ -31,7 +31,7 @@ class Caps:
     Args:
         centers: (q, d) unit vectors, or one (d,): numpy, torch, CuPy, Arrow fixed_size_list, or lists; float16,
             bfloat16, float32 or float64. They become float32 as they are, not renormalized; each norm must be within
-            2e-3 (float16), 1.6e-2 (bfloat16) or 1e-4 (float32, float64, lists) of 1.
+            2e-3 (float16), 1.6e-2 (bfloat16) or 5e-4 (float32, float64, lists) of 1.
         max_cos_distance: (q,) numbers in [0, 2], or one number for every cap; kept as float64. One center with
             several bounds gives one cap per bound.
 

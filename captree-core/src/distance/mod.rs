@@ -27,7 +27,7 @@ pub const NORM_PRODUCT_MAX: f64 = 1.1;
 /// # Safety
 /// The CPU must have the instruction set of the kernel; every row and center must have the same length and `out` must
 /// have `rows.len() * centers.len()` elements.
-type TileKernel<E> = unsafe fn(rows: &[&[E]], centers: &[&[f32]], out: &mut [f32]);
+pub(crate) type TileKernel<E> = unsafe fn(rows: &[&[E]], centers: &[&[f32]], out: &mut [f32]);
 
 /// The kernels of one instruction set. Holding one proves that the CPU has it: only [`Kernels::available`] makes them.
 #[derive(Clone, Copy)]

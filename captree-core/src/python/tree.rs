@@ -58,7 +58,7 @@ impl Tree {
 
 /// A flat vector as a 2-d array of `columns`.
 fn table<T: numpy::Element>(py: Python<'_>, values: Vec<T>, columns: usize) -> PyResult<Table<'_, T>> {
-    let rows = if columns == 0 { 0 } else { values.len() / columns };
+    let rows = values.len().checked_div(columns).unwrap_or(0);
     let array = Array2::from_shape_vec((rows, columns), values)
         .map_err(|e| error(py, Error::InvalidParameter(e.to_string())))?;
     Ok(array.into_pyarray(py))

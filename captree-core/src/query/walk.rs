@@ -19,22 +19,28 @@ use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::Result;
 use crate::exact;
-use crate::sketch::{Decision, Queries};
+use crate::sketch::{Decision, Full, Interleaved, Queries};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
 /// Caps that are walked together: their codes stay in the second-level cache beside a tile of rows.
-const BLOCK: usize = 256;
+const BLOCK: usize = 512;
 
 /// Caps that are encoded at a time: bounds the memory for their codes.
-pub(crate) const BATCH: usize = 16 * BLOCK;
+pub(crate) const BATCH: usize = 8 * BLOCK;
 
 /// A subtree of fewer rows than this is one task.
 const TASK_ROWS: usize = 16 * 1024;
 
 /// Most tasks, about, that one block of caps is cut into.
 const MAX_TASKS: usize = 64;
+
+/// Unsure rows of a tile from which deciding the whole tile costs less than going row by row.
+const DENSE_ROWS: u32 = 8;
+
+/// Caps from which interleaving a tile's codes at full width pays.
+const DENSE_CAPS: usize = 8;
 
 /// Receives the rows inside each cap of a block, in tree order per cap.
 pub(crate) trait Sink {
@@ -176,6 +182,11 @@ struct Scan<'a, E: Element> {
     range: Range<usize>,
     decider: Decider<'a>,
     decisions: Vec<Decision>,
+    interleaved: Interleaved,
+    /// Caps that are settled together at full width: their places among the active ones, their numbers, the answers.
+    places: Vec<usize>,
+    asked: Vec<u32>,
+    answers: Vec<Decision>,
     /// Per tile of the group: the caps that hold it whole, and those that cross it.
     whole: Vec<Vec<u32>>,
     open: Vec<Vec<u32>>,
@@ -190,6 +201,10 @@ impl<'a, E: Element> Scan<'a, E> {
             range,
             decider: Decider::new(caps, block.caps),
             decisions: Vec::new(),
+            interleaved: Interleaved::default(),
+            places: Vec::new(),
+            asked: Vec::new(),
+            answers: Vec::new(),
             whole: vec![Vec::new(); TILE],
             open: vec![Vec::new(); TILE],
         }
@@ -225,28 +240,57 @@ impl<'a, E: Element> Scan<'a, E> {
         let valid = bits_of(start, &self.range);
         self.decisions.resize(active.len(), Decision::default());
         self.queries.rows(tile, active, &mut self.decisions)?;
-        let end = self.tree.len().min(start + TILE);
-        let full = self.queries.full(start..end)?;
-        let wanted = self.decisions.iter().fold(0, |m, d| m | d.unsure) & valid;
-        positions_of(0, wanted).for_each(|r| full.prefetch(r));
+        let full = self.queries.full(start..self.tree.len().min(start + TILE))?;
+        self.at_full_width(&full, active, valid);
         for (n, i) in active.iter().enumerate() {
-            let i = *i as usize;
-            let mut inside = self.decisions[n].inside & valid;
-            let mut left = 0u64;
-            for r in positions_of(0, self.decisions[n].unsure & valid) {
-                match full.decide(r, i) {
-                    Some(yes) => inside |= u64::from(yes) << r,
-                    None => left |= 1 << r,
-                }
+            let Decision { mut inside, unsure } = self.decisions[n];
+            if unsure & valid != 0 {
+                let at = |r| row(self.array, start + r, self.tree.dim);
+                inside |= self.decider.decide_some(*i as usize, unsure & valid, at)?;
             }
-            if left != 0 {
-                inside |= self.decider.decide_some(i, left, |r| row(self.array, start + r, self.tree.dim))?;
-            }
-            if inside != 0 {
-                sink.some(i, start, inside)?;
+            if inside & valid != 0 {
+                sink.some(*i as usize, start, inside & valid)?;
             }
         }
         Ok(())
+    }
+
+    /// Settles what the prefix left unsure: all rows of the tile together for the caps that ask for many of them, if
+    /// these caps are many too; otherwise row by row.
+    fn at_full_width(&mut self, full: &Full<'_>, active: &[u32], valid: u64) {
+        let dense = |d: &Decision| (d.unsure & valid).count_ones() >= DENSE_ROWS;
+        let together = self.decisions.iter().filter(|d| dense(d)).count() >= DENSE_CAPS;
+        if together {
+            full.interleave(&mut self.interleaved);
+            let places = || (0..active.len()).filter(|n| dense(&self.decisions[*n]));
+            self.places.clear();
+            self.places.extend(places());
+            self.asked.clear();
+            self.asked.extend(self.places.iter().map(|n| active[*n]));
+            self.answers.resize(self.asked.len(), Decision::default());
+            full.decide_all(&self.interleaved, &self.asked, &mut self.answers);
+            for (n, answer) in self.places.iter().zip(&self.answers) {
+                let own = &mut self.decisions[*n];
+                own.inside |= own.unsure & answer.inside;
+                own.unsure &= answer.unsure;
+            }
+        }
+        let alone = |d: &Decision| !(together && dense(d));
+        let wanted = self.decisions.iter().filter(|d| alone(d)).fold(0, |m, d| m | d.unsure) & valid;
+        positions_of(0, wanted).for_each(|r| full.prefetch(r));
+        let mut settled = self.places.iter().peekable();
+        for (n, i) in active.iter().enumerate() {
+            if together && settled.next_if(|place| **place == n).is_some() {
+                continue;
+            }
+            let own = &mut self.decisions[n];
+            for r in positions_of(0, own.unsure & valid) {
+                if let Some(yes) = full.decide(r, *i as usize) {
+                    own.unsure &= !(1 << r);
+                    own.inside |= u64::from(yes) << r;
+                }
+            }
+        }
     }
 }
 

@@ -1,10 +1,15 @@
 //! Exactly uniform and independent draws.
 //!
-//! A draw tries random rows of the tree and keeps the first that lies inside the cap: given that one of a fixed number
-//! of tries succeeds, each row inside is equally likely to be it. A cap whose draw runs out of tries is a needle: its
-//! rows are listed, and this draw and the ones after it pick by rank. Whether a draw ran out of tries says nothing about
-//! which rows it would have found, so every draw is uniform whichever way it was made, and draws use separate streams of
-//! random numbers, so they are independent. (The problem is known as independent range sampling: Hu, Qiao and Tao, 2014.)
+//! A draw tries random rows and keeps the first that lies inside the cap: given that one of the tries succeeds, each row
+//! inside is equally likely to be it. Three ways follow each other, each with its own random numbers:
+//!
+//! 1. tries among all rows: over at once for wide caps;
+//! 2. tries among the rows of the tiles that the sketches have not excluded, which hold every row inside;
+//! 3. for the needles, a list of all rows inside, and picks by rank.
+//!
+//! Each way is left when its tries are used up. Whether they are says how many tries succeeded, but nothing about *which*
+//! rows were found, so every draw is uniform whichever way it was made; and every draw has streams of random numbers of
+//! its own, so draws are independent. (The problem is known as independent range sampling: Hu, Qiao and Tao, 2014.)
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -14,23 +19,29 @@ use rayon::prelude::*;
 use super::{SampleOptions, keys};
 use crate::caps::Caps;
 use crate::control::Control;
+use crate::distance::TILE;
 use crate::element::Element;
 use crate::error::Result;
 use crate::query::{BATCH, Decider, Sink, Walk, positions_of};
-use crate::rng::{Key, Purpose};
+use crate::rng::{Key, Purpose, Stream};
 use crate::sketch::Queries;
 use crate::store::Array;
 use crate::threads::Threads;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
-/// Tries after which a cap is encoded for the sketches.
-const ENCODE_AFTER: usize = 14;
+/// Caps whose tiles are decided together.
+const BLOCK: usize = 64;
+
+/// Rows that can be listed in about the time of one try.
+const ROWS_PER_TRY: usize = 256;
 
 /// Rows that are listed at a time, about: bounds the memory for lists.
 const LISTED: usize = 1 << 26;
 
-/// Draws by rank use the streams from here on, so that no number serves twice.
+/// Each way of drawing has its own streams, so that no random number serves twice.
+const ANYWHERE: u64 = 0;
+const NOT_EXCLUDED: u64 = 1 << 62;
 const RANKS: u64 = 1 << 63;
 
 impl Tree {
@@ -49,32 +60,45 @@ impl Tree {
         self.check_dim(caps)?;
         let keys = keys(caps, Purpose::ExactDraws, options.seed);
         control.phase("sample", caps.len() as u64);
-        let mut drawn: Vec<Vec<usize>> = threads.run(|| {
-            keys.par_iter()
-                .enumerate()
-                .map(|(cap, key)| {
+        let mut drawn: Vec<Drawn> = threads.run(|| {
+            (0..caps.len())
+                .into_par_iter()
+                .map(|cap| {
                     control.check()?;
-                    let drawn = with_elements!(&self.vectors, a => self.reject(a, caps, cap, key, &options))?;
-                    control.add(u64::from(drawn.len() == options.k));
-                    Ok(drawn)
+                    with_elements!(&self.vectors, a => self.anywhere(a, caps, cap, &keys[cap], &options))
                 })
                 .collect::<Result<_>>()
         })?;
-        let needles: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].len() < options.k).collect();
-        let expected = |cap: usize| (drawn[cap].len() + 1) * self.len() / self.tries(options.k);
-        let batches: Vec<Vec<usize>> = batches(&needles, expected).into_iter().map(<[usize]>::to_vec).collect();
-        for batch in &batches {
-            let blocks = threads
-                .run(|| Walk::new(self, caps, batch, control)?.run(|block| Lists(vec![Vec::new(); block.len()])))?;
+        let is_open = |drawn: &Drawn| drawn.positions.len() < options.k && drawn.may_have_more;
+        let open: Vec<usize> = (0..caps.len()).filter(|c| is_open(&drawn[*c])).collect();
+        control.add((caps.len() - open.len()) as u64);
+        let more: Vec<Vec<Drawn>> = threads.run(|| {
+            open.par_chunks(BLOCK)
+                .map(|block| {
+                    control.check()?;
+                    let before: Vec<Drawn> = block.iter().map(|cap| drawn[*cap].clone()).collect();
+                    with_elements!(&self.vectors, a => self.not_excluded(a, caps, block, before, &keys, &options))
+                })
+                .collect::<Result<_>>()
+        })?;
+        open.iter().zip(more.into_iter().flatten()).for_each(|(cap, more)| drawn[*cap] = more);
+        let needles: Vec<usize> = open.iter().copied().filter(|c| is_open(&drawn[*c])).collect();
+        control.add((open.len() - needles.len()) as u64);
+        let expected: Vec<usize> = needles.iter().map(|c| drawn[*c].expected).collect();
+        for range in batches(&expected) {
+            let batch = &needles[range];
+            let lists = |block: &[usize]| Lists(vec![Vec::new(); block.len()]);
+            let blocks = threads.run(|| Walk::new(self, caps, batch, control)?.run(lists))?;
             let mut batch = batch.iter();
             for (size, parts) in blocks {
                 for (i, cap) in batch.by_ref().take(size).enumerate() {
                     let inside: Vec<u32> = parts.iter().flat_map(|p| &p.0[i]).copied().collect();
-                    by_rank(&mut drawn[*cap], &inside, &keys[*cap], &options);
+                    by_rank(&mut drawn[*cap].positions, &inside, &keys[*cap], &options);
                     control.add(1);
                 }
             }
         }
+        let drawn: Vec<Vec<usize>> = drawn.into_iter().map(|d| d.positions).collect();
         let mut rows = vec![-1; caps.len() * options.k];
         for (out, positions) in rows.chunks_exact_mut(options.k).zip(&drawn) {
             for (row, position) in out.iter_mut().zip(positions) {
@@ -84,73 +108,138 @@ impl Tree {
         Ok(rows)
     }
 
-    /// Tries per cap: about what listing its rows costs, and a few for each draw.
-    fn tries(&self, k: usize) -> usize {
-        (self.len() / 256).max(256) + 8 * k
-    }
-
-    /// Draws until the cap runs out of tries; returns the tree positions drawn.
-    fn reject<E: Element>(
+    /// Draws from all rows of the tree, a few tries per draw: enough for wide caps, and no work for the others.
+    fn anywhere<E: Element>(
         &self,
         array: &Array<E>,
         caps: &Caps<'_>,
         cap: usize,
         key: &Key,
         options: &SampleOptions,
-    ) -> Result<Vec<usize>> {
-        let n = self.len() as u64;
+    ) -> Result<Drawn> {
         let active = [cap];
         let mut decider = Decider::new(caps, &active);
-        let mut queries = None;
-        let mut drawn = Vec::with_capacity(options.k);
-        let mut taken = HashSet::new();
-        let (tries, mut left) = (self.tries(options.k), self.tries(options.k));
-        while drawn.len() < options.k {
-            let mut stream = key.stream(drawn.len() as u64);
-            let (mut size, mut found) = (2, None);
-            while left > 0 && found.is_none() {
-                // A few candidates at a time hide the latency of memory; wide caps rarely need more than two.
-                let candidates: Vec<usize> = (0..size.min(left)).map(|_| stream.below(n) as usize).collect();
-                let (mut inside, mut unsure) = (0u64, (1u64 << candidates.len()) - 1);
-                // Encoding a cap pays once it needs more than a handful of rows.
-                if tries - left >= ENCODE_AFTER {
-                    let queries = queries.get_or_insert_with(|| Queries::new(&self.sketch, caps, &active));
-                    let full = candidates.iter().map(|p| queries.full(*p..*p + 1)).collect::<Result<Vec<_>>>()?;
-                    full.iter().for_each(|row| row.prefetch(0));
-                    for (bit, row) in full.iter().enumerate() {
-                        if let Some(yes) = row.decide(0, 0) {
-                            unsure &= !(1 << bit);
-                            inside |= u64::from(yes) << bit;
-                        }
+        let mut drawn = Drawn::default();
+        let n = self.len() as u64;
+        drawn.reject(
+            options,
+            key,
+            ANYWHERE,
+            14 + 8 * options.k,
+            |stream| stream.below(n) as usize,
+            |candidates| {
+                let all = u64::MAX >> (64 - candidates.len());
+                decider.decide_some(0, all, |bit| row(array, candidates[bit], self.dim()))
+            },
+        )?;
+        Ok(drawn)
+    }
+
+    /// Draws from the tiles that the sketches have not excluded, where a try costs the codes of one row.
+    fn not_excluded<E: Element>(
+        &self,
+        array: &Array<E>,
+        caps: &Caps<'_>,
+        block: &[usize],
+        mut drawn: Vec<Drawn>,
+        keys: &[Key],
+        options: &SampleOptions,
+    ) -> Result<Vec<Drawn>> {
+        let queries = Queries::new(&self.sketch, caps, block);
+        let mut decider = Decider::new(caps, block);
+        for (i, tiles) in queries.open_tiles(block.len(), self.len())?.into_iter().enumerate() {
+            let own = &mut drawn[i];
+            // With few tiles left, listing their rows costs less than many tries.
+            let tries = tiles.len() * TILE / ROWS_PER_TRY + 2 * options.k;
+            own.may_have_more = !tiles.is_empty();
+            if !own.may_have_more {
+                continue;
+            }
+            let before = own.positions.len();
+            let slots = (tiles.len() * TILE) as u64;
+            let pick = |stream: &mut Stream| {
+                let slot = stream.below(slots) as usize;
+                tiles[slot / TILE] as usize * TILE + slot % TILE
+            };
+            own.reject(options, &keys[block[i]], NOT_EXCLUDED, tries, pick, |candidates| {
+                // The last tile may have fewer rows; a slot without a row is a try that fails.
+                let there = |bit: &usize| candidates[*bit] < self.len();
+                let full = (0..candidates.len())
+                    .filter(there)
+                    .map(|bit| Ok((bit, queries.full(candidates[bit]..candidates[bit] + 1)?)))
+                    .collect::<Result<Vec<_>>>()?;
+                full.iter().for_each(|(_, row)| row.prefetch(0));
+                let (mut inside, mut unsure) = (0u64, 0u64);
+                for (bit, row) in &full {
+                    match row.decide(0, i) {
+                        Some(yes) => inside |= u64::from(yes) << bit,
+                        None => unsure |= 1 << bit,
                     }
                 }
-                inside |= decider.decide_some(0, unsure, |bit| row(array, candidates[bit], self.dim()))?;
-                found = positions_of(0, inside).map(|i| candidates[i]).find(|p| options.replace || taken.insert(*p));
-                left -= candidates.len();
-                size = (size * 2).min(32);
-            }
-            match found {
-                Some(position) => drawn.push(position),
-                None => break,
-            }
+                Ok(inside | decider.decide_some(i, unsure, |bit| row(array, candidates[bit], self.dim()))?)
+            })?;
+            own.expected = (own.positions.len() - before + 1) * tiles.len() * TILE / tries;
         }
         Ok(drawn)
     }
 }
 
-/// Cuts caps into batches whose lists of rows fit in memory, going by how often their tries succeeded.
-fn batches(needles: &[usize], rows: impl Fn(usize) -> usize) -> Vec<&[usize]> {
+/// What a cap has drawn so far.
+#[derive(Clone, Default)]
+struct Drawn {
+    /// Tree positions.
+    positions: Vec<usize>,
+    /// Whether rows may be left that were not drawn.
+    may_have_more: bool,
+    /// A guess at how many rows lie inside.
+    expected: usize,
+}
+
+impl Drawn {
+    /// Goes on drawing until `tries` candidates were tried; `inside` gives the bits of the candidates that lie inside.
+    fn reject(
+        &mut self,
+        options: &SampleOptions,
+        key: &Key,
+        streams: u64,
+        tries: usize,
+        pick: impl Fn(&mut Stream) -> usize,
+        mut inside: impl FnMut(&[usize]) -> Result<u64>,
+    ) -> Result<()> {
+        self.may_have_more = true;
+        let mut taken: HashSet<usize> =
+            if options.replace { HashSet::new() } else { self.positions.iter().copied().collect() };
+        let mut left = tries;
+        while self.positions.len() < options.k && left > 0 {
+            let mut stream = key.stream(streams + self.positions.len() as u64);
+            let (mut size, mut found) = (2, None);
+            while left > 0 && found.is_none() {
+                // A few candidates at a time hide the latency of memory; wide caps rarely need more than two.
+                let candidates: Vec<usize> = (0..size.min(left)).map(|_| pick(&mut stream)).collect();
+                let mask = inside(&candidates)?;
+                found = positions_of(0, mask).map(|i| candidates[i]).find(|p| options.replace || taken.insert(*p));
+                left -= candidates.len();
+                size = (size * 2).min(32);
+            }
+            self.positions.extend(found);
+        }
+        Ok(())
+    }
+}
+
+/// Cuts caps into batches whose lists of rows fit in memory, going by the rows that each is expected to have.
+fn batches(expected: &[usize]) -> Vec<Range<usize>> {
     let mut cuts = Vec::new();
     let (mut start, mut sum) = (0, 0);
-    for (i, cap) in needles.iter().enumerate() {
-        if i > start && (i - start == BATCH || sum + rows(*cap) > LISTED) {
-            cuts.push(&needles[start..i]);
+    for (i, rows) in expected.iter().enumerate() {
+        if i > start && (i - start == BATCH || sum + rows > LISTED) {
+            cuts.push(start..i);
             (start, sum) = (i, 0);
         }
-        sum += rows(*cap);
+        sum += rows;
     }
-    if start < needles.len() {
-        cuts.push(&needles[start..]);
+    if start < expected.len() {
+        cuts.push(start..expected.len());
     }
     cuts
 }

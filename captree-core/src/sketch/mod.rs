@@ -32,7 +32,7 @@ mod tests;
 pub(crate) use basis::Basis;
 pub(crate) use encode::{Sketch, full_width, padded};
 pub(crate) use kernel::{Decision, IntKernels};
-pub(crate) use query::Queries;
+pub(crate) use query::{Full, Interleaved, Queries};
 
 use bytemuck::{Pod, Zeroable};
 

@@ -9,6 +9,9 @@ use crate::caps::Caps;
 use crate::error::Result;
 use crate::vectors::NORM_SLACK;
 
+/// Bytes of a cache line; a full-width code is a whole number of them.
+const LINE: usize = 64;
+
 /// Slack for the float32 arithmetic of a test: about ten operations on numbers of at most 4, each off by 2^-24.
 const FLOAT_SLACK: f64 = 1e-5;
 
@@ -96,6 +99,29 @@ impl<'a> Queries<'a> {
         Ok(())
     }
 
+    /// Per query the tiles, of a tree of `rows` rows, that are not surely outside; `count` queries.
+    pub fn open_tiles(&self, count: usize, rows: usize) -> Result<Vec<Vec<u32>>> {
+        let numbers: Vec<u32> = (0..count as u32).collect();
+        let mut out = vec![Decision::default(); count];
+        let mut open = vec![Vec::new(); count];
+        let tiles = rows.div_ceil(TILE);
+        for group in 0..tiles.div_ceil(TILE) {
+            self.tiles(group, &numbers, &mut out)?;
+            for (decision, open) in out.iter().zip(&mut open) {
+                let mut mask = decision.inside | decision.unsure;
+                while mask != 0 {
+                    let tile = group * TILE + mask.trailing_zeros() as usize;
+                    // What stands behind the last tile decides nothing.
+                    if tile < tiles {
+                        open.push(tile as u32);
+                    }
+                    mask &= mask - 1;
+                }
+            }
+        }
+        Ok(open)
+    }
+
     fn slices<'b>(
         &self,
         codes: &'b crate::store::Array<u8>,
@@ -123,6 +149,13 @@ impl<'a> Queries<'a> {
     }
 }
 
+/// The codes of a tile at full width, interleaved like those of a prefix; a buffer to reuse.
+#[derive(Default)]
+pub(crate) struct Interleaved {
+    codes: Vec<u8>,
+    terms: Vec<f32>,
+}
+
 /// Some rows at full width.
 pub(crate) struct Full<'a> {
     queries: &'a Queries<'a>,
@@ -136,6 +169,30 @@ impl Full<'_> {
     #[inline]
     pub fn prefetch(&self, r: usize) {
         self.queries.kernels.prefetch(&self.codes[r * self.width..(r + 1) * self.width]);
+    }
+
+    /// Interleaves the codes of at most 64 rows for [`Full::decide_all`]; pays where many queries ask for many of them.
+    pub fn interleave(&self, into: &mut Interleaved) {
+        into.codes.resize(TILE * self.width, 0);
+        into.terms.resize(TILE * TERMS, 0.0);
+        let lanes: &mut [[u8; 4]] = bytemuck::cast_slice_mut(&mut into.codes);
+        // Sixteen groups at a time: what they are written to stays in the first-level cache.
+        for (part, lanes) in lanes.chunks_exact_mut(LINE / 4 * TILE).enumerate() {
+            for (r, row) in self.codes.chunks_exact(self.width).enumerate() {
+                let fours: &[[u8; 4]] = bytemuck::cast_slice(&row[part * LINE..(part + 1) * LINE]);
+                lanes[r..].iter_mut().step_by(TILE).zip(fours).for_each(|(lane, four)| *lane = *four);
+            }
+        }
+        for (r, row) in self.terms.iter().enumerate() {
+            let fields: &[f32; TERMS] = bytemuck::cast_ref(row);
+            into.terms[r..].iter_mut().step_by(TILE).zip(fields).for_each(|(term, field)| *term = *field);
+        }
+    }
+
+    /// Decides all rows for some queries at once.
+    pub fn decide_all(&self, tile: &Interleaved, queries: &[u32], out: &mut [Decision]) {
+        let own = self.queries;
+        own.kernels.tile(&tile.codes, &tile.terms, self.width, &own.full_codes, &own.full_terms, queries, out);
     }
 
     /// Decides row `r` of the range: inside, outside, or nothing.
