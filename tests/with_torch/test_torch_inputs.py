@@ -61,7 +61,6 @@ def test_a_tensor_that_requires_grad(unit: torch.Tensor, dtype: torch.dtype) -> 
     assert x.grad is None
 
 
-@pytest.mark.xfail(reason="torch hands the bytes to DLPack without their negative bit", strict=False)
 def test_a_negated_view(unit: torch.Tensor) -> None:
     """A view with torch's lazy negative bit holds other bytes than its values."""
     view = torch.view_as_complex(torch.stack([unit, unit], dim=-1).contiguous()).conj().imag
