@@ -96,6 +96,7 @@ pub fn is_inside(kernels: &Kernels, center: &[f32], row: &[f32], bound: f64) -> 
     let (s, e2) = two_sum(hi, t);
     let rest = e1 + e2 + lo;
     let value = s + rest;
+    // The second `pair_error` pays for the rounding of `e1 + e2`, which is below 2^-51 even where `lo` cancels it.
     let slack = 2.0 * pair_error(center.len()) + 8.0 * f64::EPSILON * (rest.abs() + value.abs());
     if value.abs() > slack { value > 0.0 } else { expand(center, row, 1.0, &[bound, -1.0]).sign() >= 0.0 }
 }

@@ -31,6 +31,7 @@ mod distance;
 mod element;
 mod error;
 mod exact;
+mod memory;
 #[cfg(feature = "python")]
 mod python;
 mod query;
@@ -42,7 +43,7 @@ mod threads;
 mod tree;
 mod vectors;
 
-pub use build::{Batch, DEFAULT_LEAF_SIZE, Ingest, MAX_ROWS, Params, Rows};
+pub use build::{Batch, DEFAULT_LEAF_SIZE, Ingest, MAX_DIM, MAX_ROWS, Params, Rows};
 pub use caps::Caps;
 pub use control::Control;
 pub use distance::Kernels;

@@ -74,7 +74,14 @@ class Tree:
 
 @final
 class Builder:
-    def __new__(cls, storage: str = "float16", normalize: bool = False, threads: int | None = None) -> Builder: ...
+    def __new__(
+        cls,
+        storage: str = "float16",
+        normalize: bool = False,
+        memory_limit: int | None = None,
+        on_disk: bool = False,
+        threads: int | None = None,
+    ) -> Builder: ...
     def push(self, batch: NDArray[Any], bfloat16: bool = False) -> None: ...
     def finish(
         self,
@@ -82,7 +89,6 @@ class Builder:
         fanout: int = 64,
         leaf_size: int | None = None,
         seed: int = 0,
-        memory_limit: int | None = None,
         threads: int | None = None,
         progress: _Progress | None = None,
     ) -> Tree: ...

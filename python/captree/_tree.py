@@ -72,7 +72,7 @@ def build(
     limit = None if memory_limit is None else _params.size_in_bytes("memory_limit", memory_limit)
     seed = _params.integer("seed", seed, 0, 2**64 - 1)
     threads = _params.threads(threads)
-    builder = native.Builder(_params.storage(storage), bool(normalize), threads)
+    builder = native.Builder(_params.storage(storage), bool(normalize), limit, target is not None, threads)
     with reporting(progress) as callback:
         step = stepping(callback, "reading", _inputs.row_count(vectors))
         rows = 0
@@ -80,7 +80,7 @@ def build(
             builder.push(part.array, part.bfloat16)
             rows += len(part.array)
             step(rows)
-        return Tree(builder.finish(target, fanout, leaf_size, seed, limit, threads, callback))
+        return Tree(builder.finish(target, fanout, leaf_size, seed, threads, callback))
 
 
 def open(path: str | os.PathLike[str]) -> Tree:

@@ -3,8 +3,10 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::MAX_DIM;
 use crate::element::Storage;
 use crate::error::{Error, Result};
+use crate::sketch::sketch_bytes;
 use crate::store::Array;
 use crate::threads::Threads;
 use crate::vectors::{NormRange, Precision, Vectors, norm};
@@ -81,6 +83,13 @@ pub struct Ingest {
     bad: usize,
     named: Vec<(usize, Fault)>,
     precision: Precision,
+    limit: Option<Limit>,
+}
+
+/// What [`Ingest::limit_memory`] keeps.
+struct Limit {
+    bytes: u64,
+    on_disk: bool,
 }
 
 /// All rows, in input order, validated.
@@ -93,23 +102,11 @@ pub struct Rows {
     pub norms: NormRange,
 }
 
-impl Rows {
-    /// Errors with [`Error::MemoryLimit`] if building from these rows needs more than `limit` bytes.
-    ///
-    /// Beside the rows a build holds the tree order and, unless the tree is written to disk, the reordered rows.
-    pub fn check_memory(&self, limit: u64, on_disk: bool) -> Result<()> {
-        let rows = (self.vectors.len() / self.dim) as u64;
-        let stored = self.vectors.len() as u64 * self.vectors.storage().bytes() as u64;
-        let need = stored * if on_disk { 1 } else { 2 } + rows * 24;
-        if need <= limit {
-            return Ok(());
-        }
-        let out = if on_disk { "" } else { "; with out=, the tree is written to disk and needs about half" };
-        Err(Error::MemoryLimit(format!(
-            "expected a memory_limit of at least {need} bytes for {rows} rows of dim {}, got {limit}{out}",
-            self.dim
-        )))
-    }
+/// Bytes that building a tree of `rows` rows takes: the rows, their sketches and the links between rows and positions;
+/// and the rows a second time, in tree order, unless the tree is written to disk.
+fn build_bytes(rows: usize, dim: usize, storage: Storage, on_disk: bool) -> u64 {
+    let stored = dim * storage.bytes() * if on_disk { 1 } else { 2 };
+    (rows * (stored + sketch_bytes(dim) + 28)) as u64
 }
 
 impl Ingest {
@@ -128,6 +125,31 @@ impl Ingest {
             bad: 0,
             named: Vec::new(),
             precision: Precision::Float32,
+            limit: None,
+        }
+    }
+
+    /// From here on, rows whose tree could not be built within `bytes` are an error as soon as they come.
+    pub fn limit_memory(&mut self, bytes: u64, on_disk: bool) {
+        self.limit = Some(Limit { bytes, on_disk });
+    }
+
+    fn check_memory(&self, more: usize, dim: usize) -> Result<()> {
+        let storage = match self.stored {
+            Stored::F16(_) => Storage::Float16,
+            Stored::F32(_) => Storage::Float32,
+        };
+        let rows = self.rows + more;
+        match &self.limit {
+            Some(limit) if build_bytes(rows, dim, storage, limit.on_disk) > limit.bytes => {
+                let need = build_bytes(rows, dim, storage, limit.on_disk);
+                let out = if limit.on_disk { "" } else { "; with out= the tree is written to disk and needs less" };
+                Err(Error::MemoryLimit(format!(
+                    "expected a memory_limit of at least {need} bytes for {rows} rows of dim {dim}, got {}{out}",
+                    limit.bytes
+                )))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -139,13 +161,17 @@ impl Ingest {
     /// Adds a batch of rows of `dim` dims.
     ///
     /// Bad rows are counted, and reported by [`Ingest::finish`], so that the error can tell how many there are in all.
-    /// Errors: [`Error::InvalidVectors`] if `dim` differs from the batches before.
+    /// Errors: [`Error::InvalidVectors`] if `dim` differs from the batches before, [`Error::MemoryLimit`].
     pub fn push(&mut self, batch: Batch<'_>, dim: usize, threads: &Threads) -> Result<()> {
         let expected = *self.dim.get_or_insert(dim);
-        if dim == 0 || dim != expected || !batch.len().is_multiple_of(dim) {
-            let expected = if expected == 0 { "at least 1".into() } else { expected.to_string() };
+        if dim == 0 || dim > MAX_DIM || dim != expected || !batch.len().is_multiple_of(dim) {
+            let expected = match expected {
+                1..=MAX_DIM => expected.to_string(),
+                _ => format!("1 to {MAX_DIM}"),
+            };
             return Err(Error::InvalidVectors(format!("expected vectors of dim {expected}, got {dim}")));
         }
+        self.check_memory(batch.len() / dim, dim)?;
         self.precision = batch.precision();
         let start = self.stored_len();
         match &mut self.stored {
@@ -384,6 +410,17 @@ mod tests {
     }
 
     #[test]
+    fn a_memory_limit_stops_rows_as_they_come() {
+        let threads = Threads::new(Some(1)).unwrap();
+        let mut ingest = Ingest::new(Storage::Float32, false);
+        ingest.limit_memory(2000, true);
+        ingest.push(Batch::F32(&[1.0, 0.0]), 2, &threads).unwrap();
+        let rows: Vec<f32> = [1.0, 0.0].repeat(100);
+        let error = ingest.push(Batch::F32(&rows), 2, &threads).err().unwrap();
+        assert!(error.to_string().contains("for 101 rows of dim 2, got 2000"), "{error}");
+    }
+
+    #[test]
     fn no_rows_and_changing_dims_are_errors() {
         let empty = Ingest::new(Storage::Float32, false).finish().err().unwrap();
         assert!(empty.to_string().contains("at least one row"));
@@ -392,5 +429,8 @@ mod tests {
         ingest.push(Batch::F32(&[1.0, 0.0]), 2, &threads).unwrap();
         let error = ingest.push(Batch::F32(&[1.0, 0.0, 0.0]), 3, &threads).err().unwrap();
         assert!(error.to_string().contains("expected vectors of dim 2, got 3"));
+        let long = vec![0.0f32; MAX_DIM + 1];
+        let error = Ingest::new(Storage::Float32, false).push(Batch::F32(&long), long.len(), &threads).err().unwrap();
+        assert!(error.to_string().contains("expected vectors of dim 1 to 65536, got 65537"), "{error}");
     }
 }

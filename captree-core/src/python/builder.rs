@@ -24,8 +24,15 @@ pub(super) struct Builder {
 #[pymethods]
 impl Builder {
     #[new]
-    #[pyo3(signature = (storage = "float16", normalize = false, threads = None))]
-    fn new(py: Python<'_>, storage: &str, normalize: bool, threads: Option<usize>) -> PyResult<Self> {
+    #[pyo3(signature = (storage = "float16", normalize = false, memory_limit = None, on_disk = false, threads = None))]
+    fn new(
+        py: Python<'_>,
+        storage: &str,
+        normalize: bool,
+        memory_limit: Option<u64>,
+        on_disk: bool,
+        threads: Option<usize>,
+    ) -> PyResult<Self> {
         let storage = match storage {
             "float16" => Storage::Float16,
             "float32" => Storage::Float32,
@@ -34,7 +41,11 @@ impl Builder {
                 return Err(error(py, Error::InvalidParameter(message)));
             }
         };
-        Ok(Builder { ingest: Mutex::new(Some(Ingest::new(storage, normalize))), threads })
+        let mut ingest = Ingest::new(storage, normalize);
+        if let Some(limit) = memory_limit {
+            ingest.limit_memory(limit, on_disk);
+        }
+        Ok(Builder { ingest: Mutex::new(Some(ingest)), threads })
     }
 
     #[pyo3(signature = (batch, bfloat16 = false))]
@@ -57,7 +68,7 @@ impl Builder {
         }
     }
 
-    #[pyo3(signature = (out = None, fanout = 64, leaf_size = None, seed = 0, memory_limit = None, threads = None, progress = None))]
+    #[pyo3(signature = (out = None, fanout = 64, leaf_size = None, seed = 0, threads = None, progress = None))]
     #[allow(clippy::too_many_arguments)]
     fn finish(
         &self,
@@ -66,7 +77,6 @@ impl Builder {
         fanout: usize,
         leaf_size: Option<usize>,
         seed: u64,
-        memory_limit: Option<u64>,
         threads: Option<usize>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Tree> {
@@ -75,9 +85,6 @@ impl Builder {
         let params = Params::new(fanout, leaf_size, seed).map_err(fail)?;
         let ingest = self.ingest.lock().unwrap_or_else(|e| e.into_inner()).take().ok_or_else(|| fail(finished()))?;
         let rows = ingest.finish().map_err(fail)?;
-        if let Some(limit) = memory_limit {
-            rows.check_memory(limit, out.is_some()).map_err(fail)?;
-        }
         run(py, progress, |control| crate::tree::Tree::build(rows, &params, out.as_deref(), &threads, control))
             .map(Tree::from)
     }

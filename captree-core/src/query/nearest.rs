@@ -12,6 +12,7 @@ use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::exact;
+use crate::memory::filled;
 use crate::sketch::{Decision, Queries};
 use crate::store::Array;
 use crate::threads::Threads;
@@ -99,6 +100,7 @@ impl Tree {
             return Err(Error::InvalidParameter("expected k of at least 1, got 0".into()));
         }
         let count = queries.len() / self.dim;
+        let mut result = Nearest { rows: filled(count, k, -1)?, distances: filled(count, k, f64::INFINITY)? };
         let bounds = vec![2.0; count];
         let caps = Caps::new(self.dim, queries, &bounds)?;
         control.phase("nearest", count as u64);
@@ -116,7 +118,7 @@ impl Tree {
             .into_iter()
             .flatten()
             .collect();
-        let mut result = Nearest { rows: vec![-1; count * k], distances: vec![f64::INFINITY; count * k] };
+
         for (q, found) in best.iter().enumerate() {
             for (i, entry) in found.iter().enumerate() {
                 result.distances[q * k + i] = entry.0;

@@ -10,6 +10,7 @@ use crate::caps::{Caps, Relation};
 use crate::control::Control;
 use crate::distance::TILE;
 use crate::error::{Error, Result};
+use crate::memory::filled;
 use crate::query::{positions_of, relations};
 use crate::rng::{Key, Purpose, Stream};
 use crate::threads::Threads;
@@ -39,6 +40,7 @@ impl Tree {
         if density_samples == 0 {
             return Err(Error::InvalidParameter("expected density_samples of at least 1, got 0".into()));
         }
+        let mut rows = filled(caps.len(), options.k, -1)?;
         let parts = if self.nodes[0].is_leaf() { 0..1 } else { self.nodes[0].child_range() };
         let samples: Vec<Vec<usize>> = parts
             .clone()
@@ -64,7 +66,6 @@ impl Tree {
             .into_iter()
             .flatten()
             .collect();
-        let mut rows = vec![-1; caps.len() * options.k];
         for (out, positions) in rows.chunks_exact_mut(options.k).zip(&drawn) {
             for (row, position) in out.iter_mut().zip(positions.iter().flatten()) {
                 *row = self.rows.get(*position)?;

@@ -22,6 +22,7 @@ use crate::control::Control;
 use crate::distance::TILE;
 use crate::element::Element;
 use crate::error::Result;
+use crate::memory::filled;
 use crate::query::{BATCH, Decider, Sink, Walk, positions_of};
 use crate::rng::{Key, Purpose, Stream};
 use crate::sketch::Queries;
@@ -58,6 +59,7 @@ impl Tree {
     ) -> Result<Vec<i64>> {
         options.check()?;
         self.check_dim(caps)?;
+        let mut rows = filled(caps.len(), options.k, -1)?;
         let keys = keys(caps, Purpose::ExactDraws, options.seed);
         control.phase("sample", caps.len() as u64);
         let mut drawn: Vec<Drawn> = threads.run(|| {
@@ -99,7 +101,6 @@ impl Tree {
             }
         }
         let drawn: Vec<Vec<usize>> = drawn.into_iter().map(|d| d.positions).collect();
-        let mut rows = vec![-1; caps.len() * options.k];
         for (out, positions) in rows.chunks_exact_mut(options.k).zip(&drawn) {
             for (row, position) in out.iter_mut().zip(positions) {
                 *row = self.rows.get(*position)?;

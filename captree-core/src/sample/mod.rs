@@ -35,7 +35,7 @@ impl SampleOptions {
 
 /// One key per cap: a hash of the seed, the cap's content, and how many equal caps stand before it in the batch.
 ///
-/// So a cap's draws depend on neither its place in the batch nor on the other caps, and equal caps still get
+/// So a cap's draws depend neither on its place in the batch nor on caps that differ from it, and equal caps still get
 /// independent draws.
 fn keys(caps: &Caps<'_>, purpose: Purpose, seed: u64) -> Vec<Key> {
     let mut seen: HashMap<u128, u64> = HashMap::with_capacity(caps.len());

@@ -59,42 +59,53 @@ impl Basis {
         }
         let keep = mean.iter().map(|m| m * m).sum::<f64>().sqrt() >= SHORTEST_MEAN;
         let mean: Vec<f32> = mean.iter().map(|m| if keep { *m as f32 } else { 0.0 }).collect();
-        let mean_square = square(&mean);
+        let mean_square = norm(&mean).powi(2);
         // What the mean's own term accounts for is left out of the basis.
         for x in sample.chunks_exact_mut(dim) {
             let along = if keep { dot(x, &mean) / mean_square } else { 0.0 };
             x.iter_mut().zip(&mean).for_each(|(x, m)| *x = (f64::from(*x) - along * f64::from(*m)) as f32);
         }
         let columns = subspace(&sample, dim, width, &mut stream_of(seed), control)?;
-        Ok(Basis::new(dim, width, mean, columns))
+        let skew = skew(&columns, dim);
+        Ok(Basis::new(dim, width, mean, columns, skew, 0.0))
     }
 
-    /// Measures how far the columns are from orthonormal.
-    pub fn new(dim: usize, width: usize, mean: Vec<f32>, columns: Vec<f32>) -> Self {
-        let each: Vec<&[f32]> = columns.chunks_exact(dim).collect();
-        let skew = each
-            .par_iter()
-            .enumerate()
-            .map(|(i, a)| {
-                let gram = |(j, b): (usize, &&[f32])| (dot(a, b) - f64::from(u8::from(i == j))).powi(2);
-                each.iter().enumerate().map(gram).sum::<f64>()
-            })
-            .collect::<Vec<f64>>()
-            .iter()
-            .sum::<f64>()
-            .sqrt();
+    /// From what a tree stores. `skew` is at least the norm of `W^T W - 1`; `projection_error` that of the writer of the
+    /// tree, whose kernels may have been less accurate than today's.
+    pub fn new(dim: usize, width: usize, mean: Vec<f32>, columns: Vec<f32>, skew: f64, projection_error: f64) -> Self {
         Basis {
             dim,
             width,
-            mean_square: square(&mean),
-            offsets: each.iter().map(|c| dot(c, &mean)).collect(),
+            mean_square: norm(&mean).powi(2),
+            offsets: columns.chunks_exact(dim).map(|c| dot(c, &mean)).collect(),
             // Each coordinate is rounded to float32 once more, from at most 2.2.
-            projection_error: (width as f64).sqrt() * (f32_error(dim) + 2e-7),
-            // The float64 sums are off by far less.
-            skew: skew + 1e-9,
+            projection_error: projection_error.max((width as f64).sqrt() * (f32_error(dim) + 2e-7)),
+            skew,
             mean,
             columns,
         }
+    }
+
+    /// Whether the mean is one that training gives: the slack of the bounds counts on `lambda` being of moderate size.
+    pub fn has_valid_mean(&self) -> bool {
+        self.mean_square == 0.0 || (0.9 * SHORTEST_MEAN..=1.1).contains(&self.mean_square.sqrt())
+    }
+
+    /// How far the columns are from orthonormal.
+    pub fn measured_skew(&self) -> f64 {
+        skew(&self.columns, self.dim)
+    }
+
+    /// At least the norm `|t|` of what the projection `z` of a row or query leaves over, given the square of the length
+    /// of what was projected.
+    ///
+    /// `|t|^2 = |x - mu|^2 - 2 <W^T (x - mu), z> + |W z|^2`, where `W^T (x - mu)` is `z` but for the projection's error
+    /// and `|W z|^2 <= (1 + skew) |z|^2`.
+    pub fn residual(&self, square: f64, z: &[f32]) -> f64 {
+        let z_square: f64 = z.iter().map(|z| f64::from(*z) * f64::from(*z)).sum();
+        let rest = square - z_square + 2.0 * self.projection_error * z_square.sqrt() + self.skew * z_square;
+        // Room for the rounding of these sums.
+        (rest + 1e-9).max(0.0).sqrt()
     }
 
     /// Bound on `|<W a, W z> - <a, z>| + |<W a, t>| + |<p, W z>|`, given bounds on the lengths of `a` and `z`.
@@ -133,8 +144,19 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum()
 }
 
-fn square(a: &[f32]) -> f64 {
-    norm(a).powi(2)
+/// At least the norm of `W^T W - 1`.
+fn skew(columns: &[f32], dim: usize) -> f64 {
+    let each: Vec<&[f32]> = columns.chunks_exact(dim).collect();
+    let rows: Vec<f64> = each
+        .par_iter()
+        .enumerate()
+        .map(|(i, a)| {
+            let off = |(j, b): (usize, &&[f32])| (dot(a, b) - f64::from(u8::from(i == j))).powi(2);
+            each.iter().enumerate().map(off).sum::<f64>()
+        })
+        .collect();
+    // The Frobenius norm bounds the spectral one; the float64 sums are off by far less than 1e-9.
+    rows.iter().sum::<f64>().sqrt() + 1e-9
 }
 
 /// Orthonormal columns that span nearly the top of the sample's spectrum (subspace iteration: Halko, Martinsson and

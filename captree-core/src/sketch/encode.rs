@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::basis::Basis;
-use super::{TILE, Terms, TileTerms, up};
+use super::{TERMS, TILE, Terms, TileTerms, up};
 use crate::control::Control;
 use crate::distance::{Kernels, f32_error};
 use crate::element::Element;
@@ -44,13 +44,21 @@ pub(crate) fn prefix_width(dim: usize) -> usize {
     dim.next_multiple_of(GROUP).min(128)
 }
 
-struct Part {
-    row_codes: Vec<u8>,
-    row_terms: Vec<f32>,
-    full_codes: Vec<u8>,
-    full_terms: Vec<Terms>,
-    tiles: Vec<(Vec<f32>, Terms)>,
+/// Bytes per row of all sketches, but for the tiles' small share.
+pub(crate) fn sketch_bytes(dim: usize) -> usize {
+    padded(prefix_width(dim)) + full_width(dim) + 2 * size_of::<Terms>()
 }
+
+/// Where the codes and terms of some tiles go.
+struct Part<'a> {
+    row_codes: &'a mut [u8],
+    row_terms: &'a mut [f32],
+    full_codes: &'a mut [u8],
+    full_terms: &'a mut [Terms],
+}
+
+/// A tile's mean projection, and terms that hold for all of its rows.
+type Summary = (Vec<f32>, Terms);
 
 impl Sketch {
     /// Encodes `n` rows of `dim` dims; `at` gives the row at a tree position.
@@ -63,43 +71,42 @@ impl Sketch {
         control.phase("sketch", n as u64);
         // A basis has no more columns than dims; what the padding to whole groups adds stays zero.
         let basis = Basis::train(at, (n, dim), prefix_width(dim).min(dim), seed, control)?;
-        let starts: Vec<usize> = (0..n).step_by(TASK).collect();
-        let parts: Vec<Part> = starts
-            .par_iter()
-            .map(|start| {
+        let (bytes, width, tiles) = (padded(basis.width), full_width(dim), n.div_ceil(TILE));
+        let mut row_codes = vec![128u8; tiles * TILE * bytes];
+        let mut row_terms = vec![0.0f32; tiles * TILE * TERMS];
+        let mut full_codes = vec![128u8; n * width];
+        let mut full_terms = vec![Terms::default(); n];
+        let summaries: Vec<Summary> = row_codes
+            .par_chunks_mut(TASK * bytes)
+            .zip(row_terms.par_chunks_mut(TASK * TERMS))
+            .zip(full_codes.par_chunks_mut(TASK * width))
+            .zip(full_terms.par_chunks_mut(TASK))
+            .enumerate()
+            .map(|(task, (((row_codes, row_terms), full_codes), full_terms))| {
                 control.check()?;
-                let end = (start + TASK).min(n);
-                let part = encode(&basis, &(*start..end).map(at).collect::<Result<Vec<_>>>()?);
-                control.add((end - start) as u64);
-                Ok(part)
+                let rows = (task * TASK..n.min((task + 1) * TASK)).map(at).collect::<Result<Vec<_>>>()?;
+                control.add(rows.len() as u64);
+                Ok(encode(&basis, &rows, Part { row_codes, row_terms, full_codes, full_terms }))
             })
-            .collect::<Result<_>>()?;
-        let mut all = Part {
-            row_codes: Vec::with_capacity(n.next_multiple_of(TILE) * padded(basis.width)),
-            row_terms: Vec::with_capacity(n.next_multiple_of(TILE) * super::TERMS),
-            full_codes: Vec::with_capacity(n * full_width(dim)),
-            full_terms: Vec::with_capacity(n),
-            tiles: Vec::with_capacity(n.div_ceil(TILE)),
-        };
-        for part in parts {
-            all.row_codes.extend_from_slice(&part.row_codes);
-            all.row_terms.extend_from_slice(&part.row_terms);
-            all.full_codes.extend_from_slice(&part.full_codes);
-            all.full_terms.extend_from_slice(&part.full_terms);
-            all.tiles.extend(part.tiles);
-        }
-        let (mut tile_codes, mut tile_terms) = (Vec::new(), Vec::new());
-        for group in all.tiles.chunks(TILE) {
-            interleave(group, basis.width, &mut tile_codes, &mut tile_terms);
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .collect();
+        let groups = tiles.div_ceil(TILE);
+        let mut tile_codes = vec![128u8; groups * TILE * bytes];
+        let mut tile_terms = vec![0.0f32; groups * TILE * TERMS];
+        for (g, group) in summaries.chunks(TILE).enumerate() {
+            let codes = &mut tile_codes[g * TILE * bytes..(g + 1) * TILE * bytes];
+            interleave(group, codes, &mut tile_terms[g * TILE * TERMS..(g + 1) * TILE * TERMS]);
         }
         Ok(Sketch {
             basis,
             tile_codes: Array::from_vec(tile_codes),
             tile_terms: Array::from_vec(tile_terms),
-            row_codes: Array::from_vec(all.row_codes),
-            row_terms: Array::from_vec(all.row_terms),
-            full_codes: Array::from_vec(all.full_codes),
-            full_terms: Array::from_vec(all.full_terms),
+            row_codes: Array::from_vec(row_codes),
+            row_terms: Array::from_vec(row_terms),
+            full_codes: Array::from_vec(full_codes),
+            full_terms: Array::from_vec(full_terms),
         })
     }
 }
@@ -127,49 +134,42 @@ pub(crate) fn padded(width: usize) -> usize {
     width.next_multiple_of(GROUP)
 }
 
-fn encode<E: Element>(basis: &Basis, rows: &[&[E]]) -> Part {
-    let (dim, width) = (basis.dim, basis.width);
-    let mut part = Part {
-        row_codes: Vec::new(),
-        row_terms: Vec::new(),
-        full_codes: vec![0; rows.len() * full_width(dim)],
-        full_terms: Vec::with_capacity(rows.len()),
-        tiles: Vec::new(),
-    };
+/// Encodes whole tiles (the last one may be short); returns their summaries.
+fn encode<E: Element>(basis: &Basis, rows: &[&[E]], out: Part<'_>) -> Vec<Summary> {
+    let (dim, width) = (basis.dim, full_width(basis.dim));
+    let (codes, terms) = (TILE * padded(basis.width), TILE * TERMS);
     let mut wide = vec![0.0f32; dim];
     let mut along = vec![0.0f32; TILE];
+    let mut summaries = Vec::with_capacity(rows.len().div_ceil(TILE));
     for (t, tile) in rows.chunks(TILE).enumerate() {
-        let mut z = vec![0.0f32; tile.len() * width];
+        let mut z = vec![0.0f32; tile.len() * basis.width];
         basis.project(tile, |_| 1.0, &mut z);
         let along = &mut along[..tile.len()];
         Kernels::get().dots(tile, &[&basis.mean], along);
-        let mut coded = Vec::with_capacity(tile.len());
-        for (r, (row, z)) in tile.iter().zip(z.chunks_exact(width)).enumerate() {
+        let mut coded: Vec<Summary> = Vec::with_capacity(tile.len());
+        for (r, (row, z)) in tile.iter().zip(z.chunks_exact(basis.width)).enumerate() {
             E::widen(row, &mut wide);
             let centered: Vec<f64> = wide.iter().zip(&basis.mean).map(|(x, m)| f64::from(*x) - f64::from(*m)).collect();
-            let square: f64 = centered.iter().map(|x| x * x).sum();
             let shift = f64::from(along[r]) - basis.mean_square;
-            let spread = f32_error(dim) + shift.abs() * 1e-7;
-            let z: Vec<f64> = z.iter().map(|x| f64::from(*x)).collect();
-            let z_square: f64 = z.iter().map(|x| x * x).sum();
-            // |t|^2 = |x - mu|^2 - 2 <W^T (x - mu), z> + |W z|^2, with W^T (x - mu) = z + error and |W z|^2 <= (1 + skew) |z|^2.
-            let length = z_square.sqrt();
-            let rest = square - z_square + 2.0 * basis.projection_error * length + basis.skew * z_square + 1e-9;
-            let prefix = Terms {
-                shift: shift as f32,
-                spread: up(spread),
-                residual: up(rest.max(0.0).sqrt() * (1.0 + NORM_SLACK)),
-                ..Terms::default()
-            };
-            coded.push((z.iter().map(|x| *x as f32).collect::<Vec<f32>>(), prefix));
-            let at = (t * TILE + r) * full_width(dim);
-            let terms = quantize(&centered, &mut part.full_codes[at..at + full_width(dim)]);
-            part.full_terms.push(Terms { shift: shift as f32, spread: up(spread), ..terms });
+            let spread = up(f32_error(dim) + shift.abs() * 1e-7);
+            let residual = up(basis.residual(square(&centered), z) * (1.0 + NORM_SLACK));
+            coded.push((z.to_vec(), Terms { shift: shift as f32, spread, residual, ..Terms::default() }));
+            let at = t * TILE + r;
+            let own = quantize(&centered, &mut out.full_codes[at * width..(at + 1) * width]);
+            out.full_terms[at] = Terms { shift: shift as f32, spread, ..own };
         }
-        part.tiles.push(summary(&coded, width));
-        interleave(&coded, width, &mut part.row_codes, &mut part.row_terms);
+        interleave(
+            &coded,
+            &mut out.row_codes[t * codes..(t + 1) * codes],
+            &mut out.row_terms[t * terms..(t + 1) * terms],
+        );
+        summaries.push(summary(&coded, basis.width));
     }
-    part
+    summaries
+}
+
+fn square(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum()
 }
 
 /// Codes of `z` as `128 + i`; returns step, rounding and length.
@@ -204,7 +204,7 @@ pub(super) fn nearest(x: f64) -> f64 {
 }
 
 /// What holds for every row of a tile: the mean of their projections, and terms that cover all of them.
-fn summary(rows: &[(Vec<f32>, Terms)], width: usize) -> (Vec<f32>, Terms) {
+fn summary(rows: &[Summary], width: usize) -> Summary {
     let mut mean = vec![0.0f64; width];
     for (z, _) in rows {
         mean.iter_mut().zip(z).for_each(|(m, x)| *m += f64::from(*x) / rows.len() as f64);
@@ -227,13 +227,9 @@ fn summary(rows: &[(Vec<f32>, Terms)], width: usize) -> (Vec<f32>, Terms) {
     (mean, terms)
 }
 
-/// Appends up to 64 rows as one tile. `rounding` of a row is added to what its code loses. Missing rows are decided as
+/// Writes up to 64 rows as one tile. `rounding` of a row is added to what its code loses. Missing rows are decided as
 /// nothing: no bound can hold for them, and nobody looks at their bits.
-fn interleave(rows: &[(Vec<f32>, Terms)], width: usize, codes: &mut Vec<u8>, terms: &mut Vec<f32>) {
-    let bytes = padded(width);
-    let start = codes.len();
-    codes.resize(start + TILE * bytes, 128);
-    let tile = &mut codes[start..];
+fn interleave(rows: &[Summary], codes: &mut [u8], terms: &mut [f32]) {
     let mut soa = TileTerms {
         step: [0.0; TILE],
         shift: [0.0; TILE],
@@ -242,13 +238,13 @@ fn interleave(rows: &[(Vec<f32>, Terms)], width: usize, codes: &mut Vec<u8>, ter
         residual: [0.0; TILE],
         spread: [0.0; TILE],
     };
-    let mut code = vec![0u8; bytes];
+    let mut code = vec![0u8; codes.len() / TILE];
     for (r, (z, own)) in rows.iter().enumerate() {
         let z: Vec<f64> = z.iter().map(|x| f64::from(*x)).collect();
         let quantized = quantize(&z, &mut code);
         for (g, four) in code.chunks_exact(GROUP).enumerate() {
             let at = (g * TILE + r) * GROUP;
-            tile[at..at + GROUP].copy_from_slice(four);
+            codes[at..at + GROUP].copy_from_slice(four);
         }
         soa.step[r] = quantized.step;
         soa.shift[r] = own.shift;
@@ -257,5 +253,5 @@ fn interleave(rows: &[(Vec<f32>, Terms)], width: usize, codes: &mut Vec<u8>, ter
         soa.residual[r] = own.residual;
         soa.spread[r] = own.spread;
     }
-    terms.extend_from_slice(bytemuck::cast_slice(std::slice::from_ref(&soa)));
+    terms.copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&soa)));
 }

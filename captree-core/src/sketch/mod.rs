@@ -1,11 +1,12 @@
 //! Certified sketches: short integer codes of the rows, with bounds that decide most rows without reading them.
 //!
-//! With the mean direction `mu`, a query `q = lambda mu + q'` (where `q'` is orthogonal to `mu`) and any row `x`,
+//! With the mean direction `mu`, a query `q = lambda mu + q'` and any row `x`,
 //!
 //! ```text
-//! <q, x> = <q, mu> + lambda <mu, x - mu> + <q', x - mu>.
+//! <q, x> = lambda |mu|^2 + lambda <mu, x - mu> + <q', x - mu> + <q', mu>.
 //! ```
 //!
+//! `lambda` is chosen so that `q'` is orthogonal to `mu`; what rounding leaves of `<q', mu>` is covered by the slack.
 //! The first term belongs to the query, the second is one number per row (`shift`), and the third is what a code stands
 //! for. Let `W` have (nearly) orthonormal columns, `z` be the float32 projection of `x - mu` on them, `i` its integer code
 //! with step `s`, and `a`, `j`, `s_q` the same for `q'`. Writing `x - mu = W z + t` and `q' = W a + p`,
@@ -23,6 +24,7 @@
 //! third term vanishes. What no level decides meets the stored vector.
 
 mod basis;
+mod check;
 mod encode;
 mod kernel;
 mod query;
@@ -30,7 +32,7 @@ mod query;
 mod tests;
 
 pub(crate) use basis::Basis;
-pub(crate) use encode::{Sketch, full_width, padded};
+pub(crate) use encode::{Sketch, full_width, padded, sketch_bytes};
 pub(crate) use kernel::{Decision, IntKernels};
 pub(crate) use query::{Full, Interleaved, Queries};
 

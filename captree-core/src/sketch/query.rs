@@ -12,7 +12,9 @@ use crate::vectors::NORM_SLACK;
 /// Bytes of a cache line; a full-width code is a whole number of them.
 const LINE: usize = 64;
 
-/// Slack for the float32 arithmetic of a test: about ten operations on numbers of at most 4, each off by 2^-24.
+/// Slack for the float32 arithmetic of a test, and for `<q', mu>`, which is zero but for rounding. With a mean of at least
+/// 0.05, `lambda` is at most about 20 and the terms of a value at most 8.5 in all: its roundings sum up to less than
+/// 112 * 2^-24 = 6.7e-6.
 const FLOAT_SLACK: f64 = 1e-5;
 
 /// At least |x - mu| of any row and |q'| of any center: both are unit within 2^-6, the mean is at most 1.1 long.
@@ -63,15 +65,14 @@ impl<'a> Queries<'a> {
                 *r = f64::from(*q) - along[i] * f64::from(*m);
             }
             let square: f64 = rest.iter().map(|x| x * x).sum();
-            let a: Vec<f64> = projected[i * width..(i + 1) * width].iter().map(|x| f64::from(*x)).collect();
-            let a_square: f64 = a.iter().map(|x| x * x).sum();
-            // As for the rows: |p|^2 <= |q'|^2 - |a|^2 + 2 error |a| + skew |a|^2.
-            let beyond = square - a_square + 2.0 * basis.projection_error * a_square.sqrt() + basis.skew * a_square;
-            let residual = ((beyond + 1e-9).max(0.0)).sqrt() * (1.0 + NORM_SLACK);
+            let projection = &projected[i * width..(i + 1) * width];
+            let residual = basis.residual(square, projection) * (1.0 + NORM_SLACK);
+            let a: Vec<f64> = projection.iter().map(|x| f64::from(*x)).collect();
+            let a_length = a.iter().map(|x| x * x).sum::<f64>().sqrt();
             let offset = along[i] * basis.mean_square;
             let threshold = 1.0 - caps.bound(*cap);
             let prefix = &mut queries.prefix_codes[i * padded(width)..(i + 1) * padded(width)];
-            let slack = FLOAT_SLACK + basis.defect(a_square.sqrt(), LONGEST);
+            let slack = FLOAT_SLACK + basis.defect(a_length, LONGEST);
             queries.prefix_terms.push(encode(&a, offset, along[i], residual, threshold, slack, prefix));
             let full = &mut queries.full_codes[i * full_width(dim)..(i + 1) * full_width(dim)];
             queries.full_terms.push(encode(&rest, offset, along[i], 0.0, threshold, FLOAT_SLACK, full));

@@ -30,6 +30,11 @@ struct Listed {
 }
 
 impl Folder {
+    /// Where the folder lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Opens the folder at `path` and gives what its writer passed to [`finish`](super::FolderWriter::finish).
     ///
     /// Reads the manifest and looks at the files' sizes; takes milliseconds whatever these are.

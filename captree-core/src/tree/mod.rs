@@ -33,6 +33,8 @@ pub struct Tree {
     /// Row -> tree position.
     pub(crate) positions: Array<i64>,
     pub(crate) nodes: Vec<NodeRecord>,
+    /// The nodes where they came from, to check them again.
+    stored_nodes: Array<NodeRecord>,
     pub(crate) centers: Array<f32>,
     pub(crate) angles: Vec<NodeAngle>,
     pub(crate) norms: Norms,
@@ -96,7 +98,7 @@ impl Tree {
             };
             let centers = Array::from_vec(centers);
             let (rows, positions) = (Array::from_vec(tree_rows), Array::from_vec(positions));
-            Tree::assemble(meta, vectors, rows, positions, nodes, centers, sketch, None, 0)
+            Tree::assemble(meta, vectors, rows, positions, Array::from_vec(nodes), centers, sketch, None, 0)
         })
     }
 
@@ -183,13 +185,17 @@ impl Tree {
         vectors: Vectors,
         rows: Array<i64>,
         positions: Array<i64>,
-        nodes: Vec<NodeRecord>,
+        stored_nodes: Array<NodeRecord>,
         centers: Array<f32>,
         sketch: Sketch,
         path: Option<PathBuf>,
         bytes: u64,
     ) -> Result<Tree> {
         let norms = meta.norms;
+        let nodes = stored_nodes.slice(0..stored_nodes.len())?.to_vec();
+        if let Some(reason) = nodes::fault(&nodes, rows.len()) {
+            return Err(Error::Corrupt { path: path.unwrap_or_default(), reason });
+        }
         let angles =
             nodes.iter().map(|n| NodeAngle::new(1.0 - n.max_cos_distance, norms.centers, norms.rows)).collect();
         Ok(Tree {
@@ -199,6 +205,7 @@ impl Tree {
             rows,
             positions,
             nodes,
+            stored_nodes,
             centers,
             angles,
             norms,

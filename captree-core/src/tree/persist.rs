@@ -3,9 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::nodes::fault;
 use super::{GATHER, NodeRecord, Norms, Tree};
-use crate::build::{Params, Rows};
+use crate::build::{MAX_DIM, Params, Rows};
 use crate::control::Control;
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
@@ -13,6 +12,9 @@ use crate::sketch::{Basis, MAX_PREFIX, Sketch, TERMS, TILE, full_width, padded};
 use crate::store::{Array, Folder, FolderWriter};
 use crate::threads::Threads;
 use crate::vectors::{NormRange, Precision, Vectors, with_elements};
+
+/// Bytes that are written between two looks at whether to stop.
+const PART_BYTES: usize = 16 << 20;
 
 /// The manifest's description of a tree.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
@@ -26,6 +28,8 @@ pub(super) struct Meta {
     leaf_size: usize,
     seed: u64,
     prefix: usize,
+    skew: f64,
+    projection_error: f64,
     pub norms: Norms,
 }
 
@@ -41,6 +45,8 @@ impl Meta {
             leaf_size: params.leaf_size,
             seed: params.seed,
             prefix: sketch.basis.width,
+            skew: sketch.basis.skew,
+            projection_error: sketch.basis.projection_error,
             norms,
         }
     }
@@ -64,11 +70,16 @@ impl Meta {
     fn fault(&self) -> Option<String> {
         let unit =
             |r: NormRange| (r.low - 1.0).abs().max((r.high - 1.0).abs()) <= 2.0 * Precision::BFloat16.tolerance();
-        if self.rows == 0 || self.dim == 0 || self.nodes == 0 {
-            return Some(format!("expected rows, dims and nodes, found {self:?}"));
+        if self.rows == 0 || self.nodes == 0 || !(1..=MAX_DIM).contains(&self.dim) {
+            return Some(format!("expected rows, nodes and 1 to {MAX_DIM} dims, found {self:?}"));
         }
         if self.prefix == 0 || self.prefix > self.dim || self.prefix > MAX_PREFIX {
             return Some(format!("expected a sketch of 1 to {} dims, found {self:?}", self.dim.min(MAX_PREFIX)));
+        }
+        // Anything near these is no basis that was ever trained; the bounds' slack counts on it.
+        if !(0.0..0.01).contains(&self.skew) || !(0.0..0.01).contains(&self.projection_error) {
+            let found = (self.skew, self.projection_error);
+            return Some(format!("expected a skew and a projection error below 0.01, found {found:?}"));
         }
         if Params::new(self.fanout, Some(self.leaf_size), self.seed).is_err() {
             return Some(format!("expected a fanout of 2 to 4096 and a leaf size, found {self:?}"));
@@ -107,47 +118,41 @@ pub(super) fn write<E: Element>(
         control.add((end - start) as u64);
     }
     vectors.finish()?;
-    let mut out = writer.array("rows", &[n])?;
-    out.write(arrays.rows)?;
-    out.finish()?;
-    let mut out = writer.array("positions", &[n])?;
-    out.write(arrays.positions)?;
-    out.finish()?;
-    let mut out = writer.array("nodes", &[arrays.nodes.len()])?;
-    out.write(arrays.nodes)?;
-    out.finish()?;
-    let mut out = writer.array("centers", &[arrays.nodes.len(), meta.dim])?;
-    out.write(arrays.centers)?;
-    out.finish()?;
-    write_sketch(&mut writer, meta, arrays.sketch)?;
+    let shapes = meta.sketch_shapes();
+    let Sketch { basis, tile_codes, tile_terms, row_codes, row_terms, full_codes, full_terms } = arrays.sketch;
+    put(&mut writer, "rows", &[n], arrays.rows, control)?;
+    put(&mut writer, "positions", &[n], arrays.positions, control)?;
+    put(&mut writer, "nodes", &[arrays.nodes.len()], arrays.nodes, control)?;
+    put(&mut writer, "centers", &[arrays.nodes.len(), meta.dim], arrays.centers, control)?;
+    put(&mut writer, "sketch_mean", &[meta.dim], &basis.mean, control)?;
+    put(&mut writer, "sketch_basis", &[basis.width, meta.dim], &basis.columns, control)?;
+    put(&mut writer, "tile_codes", &shapes.tile_codes, whole(tile_codes)?, control)?;
+    put(&mut writer, "tile_terms", &shapes.tile_terms, whole(tile_terms)?, control)?;
+    put(&mut writer, "prefix_codes", &shapes.row_codes, whole(row_codes)?, control)?;
+    put(&mut writer, "prefix_terms", &shapes.row_terms, whole(row_terms)?, control)?;
+    put(&mut writer, "full_codes", &shapes.full_codes, whole(full_codes)?, control)?;
+    put(&mut writer, "full_terms", &[n], whole(full_terms)?, control)?;
     writer.finish(meta)
 }
 
-fn write_sketch(writer: &mut FolderWriter, meta: &Meta, sketch: &Sketch) -> Result<()> {
-    fn put<T: crate::store::Element>(
-        writer: &mut FolderWriter,
-        name: &str,
-        shape: &[usize],
-        array: &Array<T>,
-    ) -> Result<()> {
-        let mut out = writer.array(name, shape)?;
-        out.write(array.slice(0..array.len())?)?;
-        out.finish()
+fn whole<T: crate::store::Element>(array: &Array<T>) -> Result<&[T]> {
+    array.slice(0..array.len())
+}
+
+/// Writes one array, in parts small enough that an interrupt is soon noticed.
+fn put<T: crate::store::Element>(
+    writer: &mut FolderWriter,
+    name: &str,
+    shape: &[usize],
+    values: &[T],
+    control: &Control,
+) -> Result<()> {
+    let mut out = writer.array(name, shape)?;
+    for part in values.chunks((PART_BYTES / size_of::<T>()).max(1)) {
+        control.check()?;
+        out.write(part)?;
     }
-    let shapes = meta.sketch_shapes();
-    let basis = &sketch.basis;
-    let mut out = writer.array("sketch_mean", &[meta.dim])?;
-    out.write(&basis.mean)?;
-    out.finish()?;
-    let mut out = writer.array("sketch_basis", &[basis.width, meta.dim])?;
-    out.write(&basis.columns)?;
-    out.finish()?;
-    put(writer, "tile_codes", &shapes.tile_codes, &sketch.tile_codes)?;
-    put(writer, "tile_terms", &shapes.tile_terms, &sketch.tile_terms)?;
-    put(writer, "prefix_codes", &shapes.row_codes, &sketch.row_codes)?;
-    put(writer, "prefix_terms", &shapes.row_terms, &sketch.row_terms)?;
-    put(writer, "full_codes", &shapes.full_codes, &sketch.full_codes)?;
-    put(writer, "full_terms", &[meta.rows], &sketch.full_terms)
+    out.finish()
 }
 
 fn read_sketch(folder: &Folder, meta: &Meta) -> Result<Sketch> {
@@ -156,8 +161,13 @@ fn read_sketch(folder: &Folder, meta: &Meta) -> Result<Sketch> {
     let columns = folder.array::<f32>("sketch_basis", &[meta.prefix, meta.dim])?;
     let mean = mean.slice(0..mean.len())?.to_vec();
     let columns = columns.slice(0..columns.len())?.to_vec();
+    let basis = Basis::new(meta.dim, meta.prefix, mean, columns, meta.skew, meta.projection_error);
+    if !basis.has_valid_mean() {
+        let (path, reason) = (folder.path().to_owned(), "expected a mean that is zero or a direction".into());
+        return Err(Error::Corrupt { path, reason });
+    }
     Ok(Sketch {
-        basis: Basis::new(meta.dim, meta.prefix, mean, columns),
+        basis,
         tile_codes: folder.array("tile_codes", &shapes.tile_codes)?,
         tile_terms: folder.array("tile_terms", &shapes.tile_terms)?,
         row_codes: folder.array("prefix_codes", &shapes.row_codes)?,
@@ -182,9 +192,8 @@ impl Tree {
     /// Errors: [`Error::NotFound`], [`Error::Corrupt`], [`Error::NewerVersion`], [`Error::Io`].
     pub fn open(path: &Path) -> Result<Tree> {
         let (folder, meta): (Folder, Meta) = Folder::open(path)?;
-        let corrupt = |reason| Error::Corrupt { path: path.to_owned(), reason };
         if let Some(reason) = meta.fault() {
-            return Err(corrupt(reason));
+            return Err(Error::Corrupt { path: path.to_owned(), reason });
         }
         let vectors = match meta.storage {
             Storage::Float16 => Vectors::F16(folder.array("vectors", &[meta.rows, meta.dim])?),
@@ -192,11 +201,8 @@ impl Tree {
         };
         let rows = folder.array("rows", &[meta.rows])?;
         let positions = folder.array("positions", &[meta.rows])?;
-        let nodes = folder.array::<NodeRecord>("nodes", &[meta.nodes])?.slice(0..meta.nodes)?.to_vec();
+        let nodes = folder.array("nodes", &[meta.nodes])?;
         let centers = folder.array("centers", &[meta.nodes, meta.dim])?;
-        if let Some(reason) = fault(&nodes, meta.rows) {
-            return Err(corrupt(reason));
-        }
         let sketch = read_sketch(&folder, &meta)?;
         Tree::assemble(meta, vectors, rows, positions, nodes, centers, sketch, Some(path.to_owned()), folder.bytes())
     }
@@ -216,6 +222,8 @@ impl Tree {
             leaf_size: self.params.leaf_size,
             seed: self.params.seed,
             prefix: self.sketch.basis.width,
+            skew: self.sketch.basis.skew,
+            projection_error: self.sketch.basis.projection_error,
             norms: self.norms,
         };
         let arrays = Arrays {

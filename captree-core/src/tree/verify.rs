@@ -17,7 +17,8 @@ use crate::vectors::{norm, row, rows, with_elements};
 impl Tree {
     /// Checks every checksum and invariant: the links between nodes, that rows and positions are permutations of each
     /// other, that every stored row and every center has the norm the bounds rely on, that no leaf is larger than
-    /// `leaf_size`, and that every row lies in the cap of every node above it, in exact arithmetic.
+    /// `leaf_size`, that every row lies in the cap of every node above it, in exact arithmetic, and that codes and terms of
+    /// the sketches keep what their bounds promise.
     ///
     /// Errors: [`Error::Corrupt`] with the first violation; [`Error::Interrupted`].
     pub fn verify(&self, threads: &Threads, control: &Control) -> Result<()> {
@@ -27,6 +28,7 @@ impl Tree {
             control.phase("checksums", bytes);
             with_elements!(&self.vectors, a => a.verify(control))?;
             self.rows.verify(control)?;
+            self.stored_nodes.verify(control)?;
             self.positions.verify(control)?;
             self.centers.verify(control)?;
             self.sketch.verify(control)?;
@@ -34,7 +36,10 @@ impl Tree {
                 return Err(self.corrupt(reason));
             }
             self.verify_permutation()?;
-            with_elements!(&self.vectors, a => self.verify_caps(a, control))
+            with_elements!(&self.vectors, a => {
+                self.verify_caps(a, control)?;
+                self.verify_sketches(a, control)
+            })
         })
     }
 
@@ -79,6 +84,19 @@ impl Tree {
                 control.add((end - start) as u64);
                 self.verify_tile(array, i, node, center, *start..end)
             })
+        })
+    }
+
+    fn verify_sketches<E: Element>(&self, array: &Array<E>, control: &Control) -> Result<()> {
+        let n = self.len();
+        control.phase("sketches", n as u64);
+        let check = |fault: Option<String>| fault.map_or(Ok(()), |reason| Err(self.corrupt(reason)));
+        check(self.sketch.basis_fault())?;
+        (0..n.div_ceil(TILE)).into_par_iter().try_for_each(|tile| {
+            control.check()?;
+            let range = tile * TILE..n.min((tile + 1) * TILE);
+            control.add(range.len() as u64);
+            check(self.sketch.tile_fault(tile, &rows(array, range, self.dim)?)?)
         })
     }
 
