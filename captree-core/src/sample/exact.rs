@@ -34,8 +34,9 @@ use crate::vectors::{row, with_elements};
 /// Caps whose tiles are decided together.
 const BLOCK: usize = 64;
 
-/// Rows that can be listed in about the time of one try.
-const ROWS_PER_TRY: usize = 256;
+/// Tries cost more than rows of a list, and most caps that come this far are needles, for which all tries are in vain: one
+/// try per this many rows came out best on caps whose selectivities are spread evenly over the decades.
+const ROWS_PER_TRY: usize = 1024;
 
 /// Rows that are listed at a time, about: bounds the memory for lists.
 const LISTED: usize = 1 << 26;
@@ -151,7 +152,7 @@ impl Tree {
         for (i, tiles) in queries.open_tiles(block.len(), self.len())?.into_iter().enumerate() {
             let own = &mut drawn[i];
             // With few tiles left, listing their rows costs less than many tries.
-            let tries = tiles.len() * TILE / ROWS_PER_TRY + 2 * options.k;
+            let tries = (tiles.len() * TILE / ROWS_PER_TRY).max(16) + 2 * options.k;
             own.may_have_more = !tiles.is_empty();
             if !own.may_have_more {
                 continue;
