@@ -72,7 +72,7 @@ impl Kernels {
         unsafe { E::tile_kernel(self)(rows, centers, out) }
     }
 
-    /// Dot product of two float32 vectors as an unevaluated sum `hi + lo` of float64, within [`pair_error`].
+    /// Dot product of two float32 vectors as an unevaluated sum `hi + lo` of float64, compensated: off by about `d^2 2^-106`.
     ///
     /// # Panics
     /// If the lengths differ.
