@@ -87,6 +87,7 @@ def main() -> None:
     peers = registry()
     names = chosen(args.peers, list(peers), "peer")
     operations = chosen(args.operations, list(OPERATIONS), "operation")
+    here, commit = machine.describe(), machine.commit()
     left_out = []
     results = []
     with tempfile.TemporaryDirectory(prefix="captree-compare-") as temporary:
@@ -118,9 +119,7 @@ def main() -> None:
             else:
                 results.append(result)
 
-    here = machine.describe()
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    commit = machine.commit()
     record = {
         "date": today,
         "machine": here,
