@@ -39,6 +39,8 @@ mod rng;
 mod sample;
 mod sketch;
 pub mod store;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod tree;
 mod vectors;

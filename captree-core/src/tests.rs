@@ -1,0 +1,188 @@
+//! Whole trees against a naive oracle: every query, on rows that are random, equal, opposite or clustered.
+
+use proptest::prelude::*;
+
+use crate::distance::Kernels;
+use crate::{
+    Batch, Caps, Control, Error, Ingest, Params, RangeResult, SampleOptions, SearchOptions, Storage, Threads, Tree,
+    exact,
+};
+
+/// Unit rows of `dim` dims: clusters of equal, near and opposite rows.
+fn rows() -> impl Strategy<Value = (usize, Vec<f32>)> {
+    (1usize..12, 1usize..300).prop_flat_map(|(dim, n)| {
+        let row = (prop::collection::vec(-1.0f32..1.0, dim), 0usize..4);
+        (Just(dim), prop::collection::vec(row, n)).prop_map(|(dim, raw)| {
+            let mut out: Vec<f32> = Vec::with_capacity(raw.len() * dim);
+            for (i, (x, kind)) in raw.iter().enumerate() {
+                let earlier = (i / 2) * dim..(i / 2 + 1) * dim;
+                let mut x: Vec<f64> = match kind {
+                    0 if i > 1 => out[earlier].iter().map(|v| f64::from(*v)).collect(),
+                    1 if i > 1 => out[earlier].iter().map(|v| -f64::from(*v)).collect(),
+                    2 => x.iter().map(|v| 1.0 + 0.01 * f64::from(*v)).collect(),
+                    _ => x.iter().map(|v| f64::from(*v)).collect(),
+                };
+                let norm = x.iter().map(|v| v * v).sum::<f64>().sqrt();
+                if norm < 1e-3 {
+                    x = vec![0.0; dim];
+                    x[i % dim] = 1.0;
+                } else {
+                    x.iter_mut().for_each(|v| *v /= norm);
+                }
+                out.extend(x.iter().map(|v| *v as f32));
+            }
+            (dim, out)
+        })
+    })
+}
+
+fn build(rows: &[f32], dim: usize, storage: Storage, params: Params, threads: &Threads) -> Tree {
+    let mut ingest = Ingest::new(storage, false);
+    ingest.push(Batch::F32(rows), dim, threads).unwrap();
+    Tree::build(ingest.finish().unwrap(), &params, None, threads, &Control::default()).unwrap()
+}
+
+/// The stored rows, widened.
+fn stored(tree: &Tree) -> Vec<Vec<f32>> {
+    let all: Vec<i64> = (0..tree.len() as i64).collect();
+    let values = match tree.storage() {
+        Storage::Float16 => tree.take_f16(&all).unwrap().iter().map(|x| x.to_f32()).collect(),
+        Storage::Float32 => tree.take_f32(&all).unwrap(),
+    };
+    values.chunks_exact(tree.dim()).map(<[f32]>::to_vec).collect()
+}
+
+/// Rows inside and their distances, nearest first, by exact sums alone.
+fn oracle(stored: &[Vec<f32>], center: &[f32], bound: f64) -> Vec<(f64, i64)> {
+    let kernels = Kernels::available().pop().unwrap();
+    let inside = |x: &Vec<f32>| exact::is_inside(&kernels, center, x, bound);
+    let mut found: Vec<(f64, i64)> = stored
+        .iter()
+        .enumerate()
+        .filter(|(_, x)| inside(x))
+        .map(|(row, x)| (exact::distance(&kernels, center, x), row as i64))
+        .collect();
+    found.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(120))]
+    #[test]
+    fn every_query_agrees_with_the_oracle(
+        (dim, rows) in rows(), fanout in 2usize..9, leaf_size in 1usize..40, half in any::<bool>(),
+        picks in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), -1i64..2), 1..9),
+    ) {
+        let storage = if half { Storage::Float16 } else { Storage::Float32 };
+        let (one, two, control) = (Threads::new(Some(1)).unwrap(), Threads::new(Some(2)).unwrap(), Control::default());
+        let tree = build(&rows, dim, storage, Params::new(fanout, Some(leaf_size), 5).unwrap(), &two);
+        tree.verify(&two, &control).unwrap();
+        prop_assert!(tree.nodes() == build(&rows, dim, storage, Params::new(fanout, Some(leaf_size), 5).unwrap(), &one).nodes());
+        let stored = stored(&tree);
+        // Centers are rows as they came in; bounds are the distance of some row, or one ulp to either side.
+        let (mut centers, mut bounds) = (Vec::new(), Vec::new());
+        for (c, r, ulps) in &picks {
+            let center = &rows[c.index(stored.len()) * dim..][..dim];
+            let distance = exact::distance(Kernels::get(), center, &stored[r.index(stored.len())]);
+            let moved = match ulps { -1 => distance.next_down(), 1 => distance.next_up(), _ => distance };
+            centers.extend_from_slice(center);
+            bounds.push(moved.clamp(0.0, 2.0));
+        }
+        let caps = Caps::new(dim, &centers, &bounds).unwrap();
+        let want: Vec<_> = (0..caps.len()).map(|i| oracle(&stored, caps.center(i), bounds[i])).collect();
+
+        let counts: Vec<i64> = want.iter().map(|w| w.len() as i64).collect();
+        prop_assert_eq!(&tree.count(&caps, &two, &control).unwrap(), &counts);
+
+        let options = SearchOptions { sort: true, limit: None };
+        let found = tree.search(&caps, options, &two, &control).unwrap();
+        let expected = RangeResult {
+            offsets: counts.iter().scan(0, |sum, c| { *sum += c; Some(*sum) }).fold(vec![0], |mut o, s| { o.push(s); o }),
+            rows: want.iter().flatten().map(|f| f.1).collect(),
+            distances: want.iter().flatten().map(|f| f.0).collect(),
+        };
+        prop_assert_eq!(&found, &expected);
+        let some = tree.search(&caps, SearchOptions { sort: true, limit: Some(3) }, &one, &control).unwrap();
+        prop_assert_eq!(some.rows, want.iter().flat_map(|w| w.iter().take(3)).map(|f| f.1).collect::<Vec<_>>());
+
+        let nearest = tree.nearest(&centers, 4, &two, &control).unwrap();
+        for (i, got) in nearest.rows.chunks_exact(4).enumerate() {
+            let all = oracle(&stored, caps.center(i), 4.0);
+            let expected: Vec<i64> = (0..4).map(|j| all.get(j).map_or(-1, |f| f.1)).collect();
+            prop_assert_eq!(got, &expected[..]);
+        }
+
+        for replace in [true, false] {
+            let options = SampleOptions { k: 5, replace, seed: 11 };
+            let drawn = tree.sample(&caps, options, &two, &control).unwrap();
+            prop_assert_eq!(&drawn, &tree.sample(&caps, options, &one, &control).unwrap());
+            for (i, got) in drawn.chunks_exact(5).enumerate() {
+                let real: Vec<i64> = got.iter().copied().filter(|r| *r >= 0).collect();
+                let expected = if replace && counts[i] > 0 { 5 } else { counts[i].min(5) };
+                prop_assert_eq!(real.len() as i64, expected);
+                prop_assert!(real.iter().all(|r| want[i].iter().any(|f| f.1 == *r)));
+                if !replace {
+                    prop_assert_eq!(real.iter().collect::<std::collections::HashSet<_>>().len(), real.len());
+                }
+            }
+        }
+        let rough = tree.estimate(&caps, 64, 0.99, 3, &two, &control).unwrap();
+        prop_assert!((0..caps.len()).all(|i| rough.low[i] <= rough.high[i] && rough.high[i] <= stored.len() as i64));
+    }
+}
+
+#[test]
+fn draws_are_uniform_whichever_way_they_are_made() {
+    // A wide cap is drawn anywhere, a middle one from what is not excluded, a needle by rank.
+    let n = 4000;
+    let rows: Vec<f32> = (0..n)
+        .flat_map(|i| {
+            let angle = std::f64::consts::TAU * f64::from(i) / f64::from(n);
+            [angle.cos() as f32, angle.sin() as f32]
+        })
+        .collect();
+    let (threads, control) = (Threads::new(Some(2)).unwrap(), Control::default());
+    let tree = build(&rows, 2, Storage::Float32, Params::new(8, Some(64), 1).unwrap(), &threads);
+    let center = [1.0f32, 0.0];
+    for bound in [1.0, 1e-2, 1e-4] {
+        let (centers, bounds) = (center.repeat(20_000), vec![bound; 20_000]);
+        let caps = Caps::new(2, &centers, &bounds).unwrap();
+        let inside = tree.count(&Caps::new(2, &center, &[bound]).unwrap(), &threads, &control).unwrap()[0];
+        let drawn = tree.sample(&caps, SampleOptions { k: 1, replace: true, seed: 7 }, &threads, &control).unwrap();
+        let mut seen = std::collections::HashMap::new();
+        drawn.iter().for_each(|r| *seen.entry(*r).or_insert(0.0) += 1.0);
+        let expected = 20_000.0 / inside as f64;
+        let missing = (inside as usize - seen.len()) as f64 * expected;
+        let chi2: f64 = seen.values().map(|c: &f64| (c - expected).powi(2) / expected).sum::<f64>() + missing;
+        // Six standard deviations of a chi-square with inside - 1 degrees of freedom.
+        let freedom = inside as f64 - 1.0;
+        assert!(chi2 < freedom + 6.0 * (2.0 * freedom).sqrt() + 20.0, "{chi2} for {freedom} degrees of freedom");
+    }
+}
+
+#[test]
+fn trees_on_disk_answer_alike_and_bad_arguments_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tree");
+    let rows: Vec<f32> = (0..500).flat_map(|i| [(f64::from(i)).cos() as f32, (f64::from(i)).sin() as f32]).collect();
+    let (threads, control) = (Threads::new(Some(2)).unwrap(), Control::default());
+    let tree = build(&rows, 2, Storage::Float16, Params::new(4, Some(16), 1).unwrap(), &threads);
+    tree.save(&path, &threads, &control).unwrap();
+    let opened = Tree::open(&path).unwrap();
+    opened.verify(&threads, &control).unwrap();
+    let caps = Caps::new(2, &[1.0, 0.0], &[0.3]).unwrap();
+    let count = |tree: &Tree| tree.count(&caps, &threads, &control).unwrap();
+    assert_eq!(count(&tree), count(&opened));
+    assert_eq!(tree.stats().unwrap().nodes, opened.stats().unwrap().nodes);
+
+    let wrong = Caps::new(3, &[1.0, 0.0, 0.0], &[0.3]).unwrap();
+    assert_eq!(tree.count(&wrong, &threads, &control).unwrap_err().to_string(), "expected caps of dim 2, got 3");
+    assert!(matches!(tree.nearest(&[1.0, 0.0], 0, &threads, &control), Err(Error::InvalidParameter(_))));
+    assert!(matches!(tree.take_f16(&[500]), Err(Error::RowOutOfRange(_))));
+    assert!(matches!(tree.take_f32(&[0]), Err(Error::InvalidParameter(_))));
+    assert!(matches!(tree.node_rows(10_000), Err(Error::RowOutOfRange(_))));
+    let huge = SampleOptions { k: usize::MAX / 2, replace: true, seed: 0 };
+    assert!(matches!(tree.sample(&caps, huge, &threads, &control), Err(Error::MemoryLimit(_))));
+    control.cancel();
+    assert!(matches!(tree.count(&caps, &threads, &control), Err(Error::Interrupted)));
+}
