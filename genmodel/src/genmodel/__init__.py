@@ -7,6 +7,8 @@ costs nothing.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -44,6 +46,17 @@ def evaluate(checkpoint: Any, **settings: Any) -> Any:
     from genmodel.evaluate import evaluate as run
 
     return run(_config(EvaluateConfig, checkpoint, ("checkpoint",), (checkpoint,), settings))
+
+
+class _Package(ModuleType):
+    """Keeps the four names functions: importing the module ``genmodel.train`` would put itself in their place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def _config(kind: Any, first: Any, names: tuple[str, ...], values: tuple[Any, ...], settings: dict[str, Any]) -> Any:
