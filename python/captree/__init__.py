@@ -13,26 +13,41 @@ over the stored vectors gives. Test data and the brute-force oracle are in :mod:
 """
 
 from captree import errors
+from captree._balance import balancing_weights
 from captree._caps import Caps
+from captree._centers import GivenCenters, Shifted, Slerp, SlerpNoise, UniformInCap
 from captree._core import __version__
 from captree._pairs import PairsReport, write_pairs
-from captree._priors import DEFAULT_RADII, RadiusMixture, TrainingCaps, training_caps
+from captree._priors import TrainingCaps, training_caps
+from captree._radii import DEFAULT_RADII, ByMass, FixedRadius, LogUniformRadius, RadiusMixture
 from captree._results import EstimateResult, NearestResult, RangeResult
+from captree._stream import PairBatch, PairStream
 from captree._tree import Tree, build, open
 from captree.errors import CaptreeError
 
 __all__ = [
     "DEFAULT_RADII",
+    "ByMass",
     "Caps",
     "CaptreeError",
     "EstimateResult",
+    "FixedRadius",
+    "GivenCenters",
+    "LogUniformRadius",
     "NearestResult",
+    "PairBatch",
+    "PairStream",
     "PairsReport",
     "RadiusMixture",
     "RangeResult",
+    "Shifted",
+    "Slerp",
+    "SlerpNoise",
     "TrainingCaps",
     "Tree",
+    "UniformInCap",
     "__version__",
+    "balancing_weights",
     "build",
     "errors",
     "open",

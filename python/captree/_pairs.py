@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from captree import _params
 from captree._arrow import require_pyarrow
 from captree._caps import Caps, fixed_size_list
-from captree._priors import DEFAULT_RADII, Centers, Radii, cap_block, stream_key
+from captree._centers import Centers
+from captree._draws import CAPS_WITHOUT_ROW, NO_ROWS, RowDrawer
+from captree._priors import stream_key
 from captree._progress import Progress, reporting, stepping
+from captree._radii import DEFAULT_RADII, Radii
 from captree.errors import InvalidParameterError, StorageError
 
 if TYPE_CHECKING:
     from captree._tree import Tree
-
-_DRAWS_WITHOUT_ROW = 100_000
-_FEW = 64
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ def write_pairs(
     """Writes `n` pairs, each a fresh random cap and a uniformly random row inside it, as Parquet files in `out`.
 
     Columns: ``row`` int64, ``center`` fixed_size_list<float>[d], ``max_cos_distance`` float32. Bounds are rounded to
-    float32 before a row is drawn, so that each stored pair is true as it stands. Caps come from the priors of
-    :func:`captree.training_caps`; an empty cap is dropped and another drawn in its place.
+    float32 before a row is drawn (those of :class:`captree.ByMass` up), so that each stored pair is true as it
+    stands. Caps come from the priors of :func:`captree.training_caps`; an empty cap is dropped and another drawn in
+    its place.
 
     Files are ``part-00000.parquet`` and so on, each written under a temporary name and renamed when it is whole.
 
@@ -77,14 +78,15 @@ def write_pairs(
         n: pairs to write, at least 1.
         seed: an integer in [0, 2**64); the same seed and batch_size give the same pairs.
         replace: False uses every row at most once over the whole run: each cap's row is uniform over its rows that
-            no earlier pair used, and a cap without such rows is dropped. Keeps one byte per row of the tree.
+            no earlier pair used, and a cap without such rows is dropped (so is one whose row the prior of centers
+            knows, if that is used). Keeps one byte per row of the tree.
         progress: True for a bar on a terminal (plain lines elsewhere), or a callable ``(phase, done, total)``.
         batch_size: caps drawn at a time; also the Parquet row groups.
         rows_per_file: pairs per file.
         exclude_sources: never pair a cap with one of the two rows its center was made from. A draw that hits one is
             discarded and drawn again from three distinct random rows of the cap, of which a random one that is no
             source is kept (at most two are); so the row is uniform over the cap's other rows. A cap without any is
-            dropped.
+            dropped. Not with centers that know their rows, such as :class:`captree.UniformInCap`.
         radii: the prior of max cosine distances, as in :func:`captree.training_caps`.
         centers: the prior of centers, as in :func:`captree.training_caps`.
         threads: at most this many.
@@ -103,8 +105,10 @@ def write_pairs(
     if not replace and n > len(tree):
         raise InvalidParameterError(f"n: expected at most {len(tree)} pairs, one per row (replace=False), got {n}")
     began = time.monotonic()
-    drawer = _Drawer(tree, seed, radii, centers, exclude_sources, None if replace else np.zeros(len(tree), np.bool_))
-    drawer.threads = _params.threads(threads)
+    used = None if replace else np.zeros(len(tree), np.bool_)
+    drawer = _Batches(
+        RowDrawer(tree, exclude_sources, used=used, threads=_params.threads(threads)), seed, radii, centers
+    )
     folder = Path(_params.path("out", out))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,26 +134,15 @@ def write_pairs(
     )
 
 
-class _Drawer:
+class _Batches:
     """Draws batches of caps and one row for each, dropping caps without a row that may be used."""
 
-    def __init__(
-        self,
-        tree: Tree,
-        seed: int,
-        radii: Radii,
-        centers: Centers | None,
-        exclude_sources: bool,
-        used: NDArray[np.bool_] | None,
-    ) -> None:
-        self.tree = tree
-        self.threads: int | None = None
+    def __init__(self, drawer: RowDrawer, seed: int, radii: Radii, centers: Centers | None) -> None:
         self.empty = 0
         self.exhausted = 0
+        self._drawer = drawer
         self._seed = seed
         self._priors = (radii, centers)
-        self._exclude = exclude_sources
-        self._used = used
 
     def batches(self, n: int, batch_size: int) -> Iterator[tuple[NDArray[np.int64], Caps]]:
         """Rows and their caps, batch by batch, `n` in all."""
@@ -159,90 +152,18 @@ class _Drawer:
                 return
             # A few caps more than are missing, so that the last empty ones don't cost a call each.
             size = min(batch_size, max(n - done, 256))
-            centers, bounds, sources = cap_block(self.tree, size, stream_key(self._seed, 1, index), *self._priors)
-            caps = Caps._wrap(centers, bounds.astype(np.float32).astype(np.float64))
-            rng = np.random.default_rng(stream_key(self._seed, 2, index))
-            rows, empty = self._draw(caps, sources, rng, n - done)
+            keys = stream_key(self._seed, 1, index), stream_key(self._seed, 2, index)
+            rows, caps, empty = self._drawer.pairs(size, *keys, *self._priors, wanted=n - done)
             good = np.flatnonzero(rows >= 0)[: n - done]
             stop = int(good[-1]) + 1 if done + good.size == n else size
             self.empty += int(empty[:stop].sum())
             self.exhausted += stop - good.size - int(empty[:stop].sum())
             fruitless = 0 if good.size else fruitless + size
-            if fruitless >= _DRAWS_WITHOUT_ROW:
-                raise InvalidParameterError(
-                    f"{fruitless} caps one after the other had no row that may be paired; wrote {done} of {n} pairs"
-                )
+            if fruitless >= CAPS_WITHOUT_ROW:
+                raise InvalidParameterError(f"{fruitless} {NO_ROWS}; wrote {done} of {n} pairs")
             if good.size:
                 done += good.size
                 yield rows[good], caps[good]
-
-    def _draw(
-        self, caps: Caps, sources: NDArray[np.int64], rng: np.random.Generator, wanted: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """A row per cap, or -1, and which caps are empty; marks the first `wanted` rows as used."""
-        rows = self._sample(caps, 1, rng)[:, 0]
-        empty = rows < 0
-        if self._exclude:
-            again = np.flatnonzero((rows[:, None] == sources).any(axis=1) & ~empty)
-            drawn = self._sample(caps[again], 3, rng)
-            allowed = (drawn >= 0) & (drawn[:, :, None] != sources[again][:, None, :]).all(axis=2)
-            rows[again] = _pick(drawn, allowed, rng)
-        if self._used is None:
-            return rows, empty
-        return self._draw_unused(caps, sources, rows, rng, wanted), empty
-
-    def _draw_unused(
-        self, caps: Caps, sources: NDArray[np.int64], rows: NDArray[np.int64], rng: np.random.Generator, wanted: int
-    ) -> NDArray[np.int64]:
-        """Turns draws into rows that are unused, cap after cap, each uniform over what the caps before it left."""
-        used = self._used
-        assert used is not None
-        candidates = np.flatnonzero(rows >= 0)
-        clash = used[rows[candidates]]
-        clash[np.setdiff1d(np.arange(candidates.size), np.unique(rows[candidates], return_index=True)[1])] = True
-        retry = candidates[clash]
-        few = dict(zip(retry.tolist(), self._sample(caps[retry], _FEW, rng), strict=True))
-        found = 0
-        for i in candidates.tolist():
-            if found == wanted:
-                rows[i] = -1
-            elif used[rows[i]]:
-                rows[i] = self._unused_row(caps[i], sources[i], few.get(i), rng)
-            if rows[i] >= 0:
-                used[rows[i]] = True
-                found += 1
-        return rows
-
-    def _unused_row(
-        self, cap: Caps, sources: NDArray[np.int64], few: NDArray[np.int64] | None, rng: np.random.Generator
-    ) -> int:
-        """A uniform unused row of one cap: among a few distinct random rows, else among all its rows."""
-        if few is not None:
-            rows = few[few >= 0]
-            free = self._free(rows, sources)
-            if free.size:
-                return int(rng.choice(free))
-            if rows.size < _FEW:
-                return -1  # these were all rows of the cap
-        free = self._free(self.tree.search(cap, threads=self.threads).rows, sources)
-        return int(rng.choice(free)) if free.size else -1
-
-    def _free(self, rows: NDArray[np.int64], sources: NDArray[np.int64]) -> NDArray[np.int64]:
-        assert self._used is not None
-        free = rows[~self._used[rows]]
-        return free[~np.isin(free, sources)] if self._exclude else free
-
-    def _sample(self, caps: Caps, k: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """`k` distinct rows of each cap, from a seed of their own."""
-        seed = int(rng.integers(2**63))
-        return self.tree.sample(caps, k=k, replace=k == 1, seed=seed, threads=self.threads)
-
-
-def _pick(rows: NDArray[np.int64], allowed: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
-    """One allowed entry of each line of `rows`, uniformly; -1 where none is."""
-    order = np.where(allowed, rng.random(rows.shape), 2.0).argmin(axis=1)
-    lines = np.arange(len(rows))
-    return np.where(allowed[lines, order], rows[lines, order], -1)
 
 
 class _Shards:

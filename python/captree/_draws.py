@@ -1,0 +1,210 @@
+"""A random row for each cap of a block: uniform, without used rows or sources, or in proportion to weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captree._caps import Caps
+from captree._centers import Centers
+from captree._priors import cap_block
+from captree._radii import Radii
+from captree.errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from captree._tree import Tree
+
+CAPS_WITHOUT_ROW = 100_000
+"""Fruitless caps in a row after which nobody expects another one to help."""
+
+NO_ROWS = "caps one after the other had no row that may be paired"
+
+_FEW = 64
+
+# Draws per cap and round; a cap whose draws are all refused is listed.
+_ROUNDS = (8, 32, 128)
+
+_LISTED = 1 << 22
+
+
+class RowDrawer:
+    """Draws caps and a row for each; -1 where no row may be paired.
+
+    Args:
+        tree: the tree.
+        exclude: never give a cap one of its source rows.
+        used: rows that were given before, to be given once at most; marked as they are given.
+        weights: float64 (n,), rows of a cap are drawn in proportion to them; None draws them alike.
+        threads: at most this many.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        exclude: bool = False,
+        used: NDArray[np.bool_] | None = None,
+        weights: NDArray[np.float64] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.tree = tree
+        self.threads = threads
+        self._exclude = exclude
+        self._used = used
+        self._weights = weights
+        self._most = 1.0 if weights is None else float(weights.max())
+
+    def pairs(
+        self,
+        n: int,
+        caps_key: tuple[int, ...],
+        rows_key: tuple[int, ...],
+        radii: Radii,
+        centers: Centers | None,
+        wanted: int,
+    ) -> tuple[NDArray[np.int64], Caps, NDArray[np.bool_]]:
+        """A row or -1 for each of `n` caps, the caps, which are empty; marks the first `wanted` rows as used."""
+        block = cap_block(self.tree, n, caps_key, radii, centers, single=True, threads=self.threads)
+        caps = Caps._wrap(block.centers, block.bounds)
+        rng = np.random.default_rng(rows_key)
+        if block.rows is not None:
+            rows = self._known(block.rows, rng)
+            return self._unused_known(rows, wanted), caps, block.rows < 0
+        if self._weights is not None:
+            rows, empty = self._weighted(caps, block.sources, rng)
+            return rows, caps, empty
+        rows = self._sample(caps, 1, rng)[:, 0]
+        empty = rows < 0
+        if self._exclude:
+            again = np.flatnonzero((rows[:, None] == block.sources).any(axis=1) & ~empty)
+            drawn = self._sample(caps[again], 3, rng)
+            allowed = (drawn >= 0) & (drawn[:, :, None] != block.sources[again][:, None, :]).all(axis=2)
+            rows[again] = _pick(drawn, allowed, rng)
+        if self._used is None:
+            return rows, caps, empty
+        return self._draw_unused(caps, block.sources, rows, rng, wanted), caps, empty
+
+    def _draw_unused(
+        self, caps: Caps, sources: NDArray[np.int64], rows: NDArray[np.int64], rng: np.random.Generator, wanted: int
+    ) -> NDArray[np.int64]:
+        """Turns draws into rows that are unused, cap after cap, each uniform over what the caps before it left."""
+        used = self._used
+        assert used is not None
+        candidates = np.flatnonzero(rows >= 0)
+        clash = used[rows[candidates]]
+        clash[np.setdiff1d(np.arange(candidates.size), np.unique(rows[candidates], return_index=True)[1])] = True
+        retry = candidates[clash]
+        few = dict(zip(retry.tolist(), self._sample(caps[retry], _FEW, rng), strict=True))
+        found = 0
+        for i in candidates.tolist():
+            if found == wanted:
+                rows[i] = -1
+            elif used[rows[i]]:
+                rows[i] = self._unused_row(caps[i], sources[i], few.get(i), rng)
+            if rows[i] >= 0:
+                used[rows[i]] = True
+                found += 1
+        return rows
+
+    def _unused_row(
+        self, cap: Caps, sources: NDArray[np.int64], few: NDArray[np.int64] | None, rng: np.random.Generator
+    ) -> int:
+        """A uniform unused row of one cap: among a few distinct random rows, else among all its rows."""
+        if few is not None:
+            rows = few[few >= 0]
+            free = self._free(rows, sources)
+            if free.size:
+                return int(rng.choice(free))
+            if rows.size < _FEW:
+                return -1  # these were all rows of the cap
+        free = self._free(self.tree.search(cap, threads=self.threads).rows, sources)
+        return int(rng.choice(free)) if free.size else -1
+
+    def _free(self, rows: NDArray[np.int64], sources: NDArray[np.int64]) -> NDArray[np.int64]:
+        assert self._used is not None
+        free = rows[~self._used[rows]]
+        return free[~np.isin(free, sources)] if self._exclude else free
+
+    def _known(self, known: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Rows that came with their caps, thinned in proportion to their weights."""
+        if self._exclude:
+            raise InvalidParameterError("exclude_sources: expected centers that know no rows, since these are sources")
+        if self._weights is None:
+            return known.copy()
+        kept = rng.random(known.size) * self._most < self._weights[known]
+        return np.where(kept & (known >= 0), known, -1)
+
+    def _unused_known(self, rows: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+        if self._used is None:
+            return rows
+        free = (rows >= 0) & ~self._used[rows]
+        first = np.zeros(rows.size, np.bool_)
+        first[np.unique(rows, return_index=True)[1]] = True
+        given = np.flatnonzero(free & first)[:wanted]
+        self._used[rows[given]] = True
+        made = np.full(rows.size, -1, np.int64)
+        made[given] = rows[given]
+        return made
+
+    def _weighted(
+        self, caps: Caps, sources: NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """A row of each cap in proportion to its weight, and which caps are empty.
+
+        A uniform draw is accepted with probability weight / largest weight, so the first accepted one follows the
+        law, given that there is one among so many draws; a cap where there is none is listed, and one of its rows
+        drawn by the same law.
+        """
+        assert self._weights is not None
+        rows, empty = np.full(len(caps), -1, np.int64), np.zeros(len(caps), np.bool_)
+        left = np.arange(len(caps))
+        for k in _ROUNDS:
+            part = caps[left]
+            seed = int(rng.integers(2**63))
+            drawn = self.tree.sample(part, k=k, replace=True, seed=seed, threads=self.threads)
+            accepted = rng.random(drawn.shape) * self._most < self._weights[drawn]
+            if self._exclude:
+                accepted &= (drawn[:, :, None] != sources[left][:, None, :]).all(axis=2)
+            none = drawn[:, 0] < 0
+            empty[left[none]] = True
+            found = accepted.any(axis=1) & ~none
+            rows[left[found]] = drawn[found, accepted[found].argmax(axis=1)]
+            left = left[~(found | none)]
+            if not left.size:
+                return rows, empty
+        for places in self._groups(caps, left):
+            listed = self.tree.search(caps[places], threads=self.threads)
+            for i, (inside, _) in zip(places.tolist(), listed, strict=True):
+                weights = self._weights[inside]
+                if self._exclude:
+                    weights = np.where(np.isin(inside, sources[i]), 0.0, weights)
+                total = np.cumsum(weights / self._most)
+                if total[-1] > 0.0:
+                    place = int(np.searchsorted(total, rng.random() * total[-1], side="right"))
+                    rows[i] = inside[min(place, inside.size - 1)]
+        return rows, empty
+
+    def _groups(self, caps: Caps, places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Caps in groups whose rows are few enough to be listed together; a larger cap is a group of its own."""
+        counts = self.tree.count(caps[places], threads=self.threads)
+        start = held = 0
+        for i, count in enumerate(counts.tolist()):
+            if held and held + count > _LISTED:
+                yield places[start:i]
+                start, held = i, 0
+            held += count
+        yield places[start:]
+
+    def _sample(self, caps: Caps, k: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """`k` distinct rows of each cap, from a seed of their own."""
+        seed = int(rng.integers(2**63))
+        return self.tree.sample(caps, k=k, replace=k == 1, seed=seed, threads=self.threads)
+
+
+def _pick(rows: NDArray[np.int64], allowed: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
+    """One allowed entry of each line of `rows`, uniformly; -1 where none is."""
+    order = np.where(allowed, rng.random(rows.shape), 2.0).argmin(axis=1)
+    lines = np.arange(len(rows))
+    return np.where(allowed[lines, order], rows[lines, order], -1)
