@@ -10,7 +10,8 @@ import hashlib
 import io
 import tarfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -224,25 +225,30 @@ def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Res
 
 
 class Decoded(NamedTuple):
-    """One image of :func:`read_squares`: its position, and either a picture per size or the reason why not."""
+    """One image of :func:`read_images`: its position, and either its pictures or the reason why there are none."""
 
     position: int
-    pictures: tuple[np.ndarray[Any, Any], ...] | None  # uint8 (size, size, 3) each
+    pictures: tuple[np.ndarray[Any, Any], ...] | None
     reason: str | None
 
 
-def read_squares(
-    source: ImageSource, positions: Sequence[int], sizes: Sequence[int], workers: int = 1
+def read_images(
+    source: ImageSource,
+    positions: Sequence[int],
+    prepare: Sequence[Callable[[Image.Image], np.ndarray[Any, Any]]],
+    workers: int = 1,
 ) -> Iterator[Decoded]:
-    """Decode images in `workers` threads (Pillow releases the GIL), in order, cropped to squares of each of `sizes`."""
+    """Decode images in `workers` threads (Pillow releases the GIL) and yield them in the order of `positions`.
+
+    Each function of `prepare` makes one picture of the RGB image, such as a square of some size.
+    """
 
     def one(position: int) -> Decoded:
         try:
             image = decode_image(source.read(position))
         except OSError as error:  # DataError is one
             return Decoded(position, None, str(error))
-        distinct = {size: np.asarray(square(image, size)) for size in set(sizes)}
-        return Decoded(position, tuple(distinct[size] for size in sizes), None)
+        return Decoded(position, tuple(function(image) for function in prepare), None)
 
     if workers <= 1:
         yield from map(one, positions)
@@ -250,26 +256,34 @@ def read_squares(
     with ThreadPoolExecutor(workers) as pool:
         waiting = iter(positions)
         # A bounded queue: memory stays the same however long the source is.
-        queue = [pool.submit(one, position) for position in islice(waiting, 4 * workers)]
-        while queue:
-            done = queue.pop(0)
-            queue += [pool.submit(one, position) for position in islice(waiting, 1)]
-            yield done.result()
+        queue = deque(pool.submit(one, position) for position in islice(waiting, 4 * workers))
+        try:
+            while queue:
+                done = queue.popleft()
+                queue.extend(pool.submit(one, position) for position in islice(waiting, 1))
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def load_squares(
     source: str | Path | ImageSource, size: int, column: str | None = None, workers: int = 1, limit: int | None = None
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Images that can be read, uint8 (n, 3, size, size), and their positions, int64 (n,); at most the first `limit`."""
+    """All images that can be read as squares in memory: uint8 (n, 3, size, size), and their positions int64 (n,).
+
+    With `limit` at most so many, evenly spread over the source.
+    """
     opened = open_images(source, column)
-    count = len(opened) if limit is None else min(limit, len(opened))
-    images = np.empty((count, 3, size, size), np.uint8)
-    positions: list[int] = []
-    for decoded in read_squares(opened, range(count), (size,), workers):
+    positions = np.arange(len(opened))
+    if limit is not None and limit < len(opened):
+        positions = np.arange(limit) * len(opened) // limit
+    images = np.empty((len(positions), 3, size, size), np.uint8)
+    read: list[int] = []
+    for decoded in read_images(opened, positions.tolist(), (lambda image: np.asarray(square(image, size)),), workers):
         if decoded.pictures is not None:
-            images[len(positions)] = decoded.pictures[0].transpose(2, 0, 1)
-            positions.append(decoded.position)
-    return images[: len(positions)], np.array(positions, np.int64)
+            images[len(read)] = decoded.pictures[0].transpose(2, 0, 1)
+            read.append(decoded.position)
+    return images[: len(read)], np.array(read, np.int64)
 
 
 def _bytes_column(path: Path, schema: pa.Schema) -> str:
