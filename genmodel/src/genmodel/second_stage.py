@@ -269,7 +269,9 @@ class SecondStageConfig:
         depth: residual blocks of the network.
         prior: of the caps' centers, by the names that ``genmodel train`` takes.
         radii: of the caps' bounds, likewise.
+        noise: length of the noise of "slerp-noise" and "gap-shift".
         shift: a vector from ``genmodel shift``, for the prior "gap-shift".
+        centers: .npy of unit vectors, for the prior "given".
         condition_dropout: share of pairs whose cap becomes the null cap.
         ema: decay of the weights' average.
         seed: of pairs, weights and noise.
@@ -286,7 +288,9 @@ class SecondStageConfig:
     depth: int = 4
     prior: str = "slerp-noise"
     radii: str = "mixture"
+    noise: float = 0.5
     shift: Path | None = None
+    centers: Path | None = None
     condition_dropout: float = 0.1
     ema: float = 0.999
     seed: int = 0
@@ -298,7 +302,8 @@ def train_second_stage(config: SecondStageConfig, report: Callable[[int, float],
     """Trains the second stage on pairs drawn by captree and writes it.
 
     Returns:
-        Seconds, parameters, the loss of the last step, and the share of 512 draws from fresh caps that lie in their caps at the first try.
+        Seconds, parameters, the loss of the last step, and ``in_cap``: the share of draws that lie in their caps at the
+        first try, of one from each of 512 fresh caps.
     """
     import captree
 
@@ -329,7 +334,7 @@ def train_second_stage(config: SecondStageConfig, report: Callable[[int, float],
     save_second_stage(config.out, flow, {"prior": config.prior, "radii": config.radii, "rows": len(tree)})
     seconds = time.monotonic() - started
     with _stream(config, tree, 512, config.seed + 1) as stream:
-        _, centers, limits = next(iter(_looked_up(tree, stream)))
+        _, centers, limits = next(_looked_up(tree, stream))
     drawn = flow.draw(centers, limits, tries=1, seed=config.seed)[:, 0]
     inside = 1.0 - np.sum(drawn.astype(np.float64) * centers, axis=1) <= limits
     return {
@@ -377,6 +382,17 @@ def load_second_stage(path: str | os.PathLike[str], device: str = "cpu") -> Flow
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{place}: expected a second stage, got a file that cannot be read as one: {error}") from error
     return flow.to(device).eval()
+
+
+def _stream(config: SecondStageConfig, tree: Any, batch_size: int, seed: int) -> Any:
+    import captree
+
+    from genmodel.data import center_prior, parse_radii
+
+    if config.prior == "own":
+        raise ConfigError('prior: expected one that makes caps, got "own"')
+    centers = center_prior(config.prior, config.noise, config.shift, centers=config.centers)
+    return captree.PairStream(tree, batch_size, seed, centers=centers, radii=parse_radii(config.radii))
 
 
 def _looked_up(tree: Any, stream: Iterable[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
