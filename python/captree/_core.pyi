@@ -37,6 +37,9 @@ class Tree:
     def nearest(
         self, queries: NDArray[np.float32], k: int, threads: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
+    def radius_for_count(
+        self, centers: NDArray[np.float32], counts: NDArray[np.int64], threads: int | None = None
+    ) -> NDArray[np.float64]: ...
     def sample(
         self,
         centers: NDArray[np.float32],

@@ -313,6 +313,45 @@ class Tree:
             far = np.pad(far, ((0, 0), (0, k - real)), constant_values=np.inf)
         return NearestResult(rows, far)
 
+    def radius_for_mass(self, centers: Any, mass: Any, threads: int | None = None) -> NDArray[np.float64]:
+        """The bound whose cap holds a given share of the rows: float64 (q,), exact.
+
+        It is the smallest float64 in [0, 2] with which :meth:`count` gives at least ``ceil(mass * n)`` rows, in float64
+        arithmetic and at least 1. Where rows lie equally far the cap may hold more. (Rows and centers that are a
+        little longer than 1 and opposite are more than 2 apart; where not even 2 holds so many rows, it is 2.)
+
+        Args:
+            centers: (q, d) unit vectors, or one (d,), of the kinds and within the tolerances of :class:`Caps`.
+            mass: (q,) shares in (0, 1], or one for every center; one center may come with several shares.
+            threads: at most this many.
+
+        Raises:
+            InvalidVectorsError: centers of another dimension, or not unit.
+            InvalidParameterError: shares outside (0, 1], or not as many as centers.
+            InvalidTypeError: shares that are no numbers.
+        """
+        array = unit_rows(centers, "centers")
+        shares = _inputs.on_host(mass)
+        if shares.dtype.kind not in "fiu" and shares.size:
+            raise InvalidTypeError(f"mass: expected real numbers, got {shares.dtype.name}")
+        shares = shares.astype(np.float64)
+        if shares.ndim > 1 or not bool(((shares > 0.0) & (shares <= 1.0)).all()):
+            raise InvalidParameterError(f"mass: expected a share or (q,) shares in (0, 1], got {shares!r:.200}")
+        if shares.ndim == 0:
+            shares = np.full(len(array), float(shares))
+        elif np.ndim(centers) == 1 and len(array) == 1:
+            array = np.repeat(array, shares.size, axis=0)
+        if array.shape == (0, 0):
+            array = array.reshape(0, self.dim)
+        if array.shape[1] != self.dim:
+            raise InvalidVectorsError(f"centers: expected dim {self.dim}, got {array.shape[1]}")
+        if shares.size != len(array):
+            raise InvalidParameterError(
+                f"mass: expected {len(array)} shares, one per center, or one, got {shares.size}"
+            )
+        counts = np.clip(np.ceil(shares * len(self)), 1, len(self)).astype(np.int64)
+        return self._core.radius_for_count(array, counts, _params.threads(threads))
+
     def take(self, rows: Any) -> NDArray[Any]:
         """The kept vectors of `rows` (integers of any shape s): float16 or float32, shape s + (dim,).
 

@@ -141,6 +141,27 @@ impl Tree {
         Ok((table(py, found.rows, k)?, table(py, found.distances, k)?))
     }
 
+    #[pyo3(signature = (centers, counts, threads = None))]
+    fn radius_for_count<'py>(
+        &self,
+        py: Python<'py>,
+        centers: Centers<'py>,
+        counts: PyReadonlyArray1<'py, i64>,
+        threads: Option<usize>,
+    ) -> PyResult<Column<'py, f64>> {
+        let (tree, dim, rows) = (&*self.0, centers.shape()[1], centers.shape()[0]);
+        if rows > 0 && (dim != tree.dim() || counts.shape()[0] != rows) {
+            let message = format!("expected {rows} counts and centers of dim {}, got {dim}", tree.dim());
+            return Err(error(py, Error::InvalidCaps(message)));
+        }
+        // A negative count is no usize; 0 is refused with the number of rows.
+        let counts: Vec<usize> = counts.as_slice()?.iter().map(|k| usize::try_from(*k).unwrap_or(0)).collect();
+        let centers = centers.as_slice()?;
+        let call = |control: &Control| tree.radius_for_count(centers, &counts, &Threads::new(threads)?, control);
+        let found = if is_short(rows, tree.len(), dim) { run_short(py, call) } else { run(py, None, call) }?;
+        Ok(found.into_pyarray(py))
+    }
+
     #[pyo3(signature = (centers, bounds, k, replace, seed, threads = None))]
     #[allow(clippy::too_many_arguments)]
     fn sample<'py>(

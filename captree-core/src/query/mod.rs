@@ -2,6 +2,7 @@
 
 mod count;
 mod estimate;
+mod mass;
 mod nearest;
 mod search;
 mod walk;
