@@ -1,5 +1,7 @@
 """Prompts: arcs, text diffs, the gap shift, bounds by mass, retrieval."""
 
+import itertools
+
 import captree
 import numpy as np
 import pytest
@@ -55,9 +57,9 @@ def test_interpolations_go_through_every_prompt():
     assert len(walk) == 7
     assert [walk[i].label for i in (0, 3, 6)] == ["red", "green", "blue"]
     assert np.array_equal(walk[3].center, given[1].center)
-    steps = [angle(a.center, b.center) for a, b in zip(walk[:4], walk[1:4], strict=False)]
+    steps = [angle(a.center, b.center) for a, b in itertools.pairwise(walk[:4])]
     assert np.allclose(steps, steps[0], atol=1e-5)
-    with pytest.raises(ConfigError, match="at least two prompts"):
+    with pytest.raises(ConfigError, match="at least 2 prompts"):
         ask.interpolate(given[:1], 4)
 
 
@@ -119,8 +121,8 @@ def test_image_prompts_are_the_images_embeddings(tmp_path):
     assert np.allclose(np.stack([p.center for p in found]), encoder.images(images), atol=1e-6)
     assert [p.label for p in found] == ["0000.png", "0001.png", "0002.png"]
     (tmp_path / "no.png").write_text("no image")
-    for name in ("no.png", "missing.png", "."):
-        with pytest.raises(DataError, match="no.png|missing.png|."):
+    for name in ("no.png", "missing.png"):
+        with pytest.raises(DataError, match=name):
             ask.image_prompts(encoder, [tmp_path / name])
 
 

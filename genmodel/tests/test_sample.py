@@ -10,7 +10,8 @@ from support import FakeEncoder, FakeTokenizer, plain_images, tiny_generator, un
 from genmodel import grids
 from genmodel import prompts as ask
 from genmodel.errors import ConfigError, DataError, InputError
-from genmodel.sample import SampleConfig, Sampler, best, sample, titles_of
+from genmodel.sample import SampleConfig, sample, titles_of
+from genmodel.sampler import Sampler, best
 from genmodel.second_stage import Flow, FlowSize
 
 
@@ -143,8 +144,8 @@ def test_what_is_missing_is_named(sampler, texts):
         bare.samples(texts, 0.5, 2, best_of=2)
     with pytest.raises(ConfigError, match="a prompt"):
         sampler.samples([], n=2, best_of=2)
+    other = ask.Prompt("x", unit_rows(1, 5)[0], unit_rows(1, 5)[0])
     with pytest.raises(InputError, match="expected dim 24"):
-        other = ask.Prompt("x", unit_rows(1, 5)[0], unit_rows(1, 5)[0])
         sampler.samples([other], 0.5, 2)
     with pytest.raises(InputError, match="encoder"):
         bare.samples(texts, 0.5, 2).in_cap()

@@ -1,8 +1,8 @@
 """The command ``genmodel``.
 
 Each verb is a dataclass of settings and a function that takes it; tyro makes the options of the dataclass. Neither is
-imported before its verb is asked for, so ``genmodel --help`` does not wait for torch. Settings may also come from a TOML or
-JSON file, given as the first argument; options on the command line win over the file.
+imported before its verb is asked for, so ``genmodel --help`` does not wait for torch. Settings may also come from a
+TOML or JSON file, given as the first argument; options on the command line win over the file.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def from_mapping(kind: type, values: Mapping[str, Any], words: Sequence[str] | N
             defaults[name] = field.default
         elif field.default_factory is not dataclasses.MISSING:
             defaults[name] = field.default_factory()
-    return bare(**{**{name: tyro.MISSING for name in missing}, **defaults, **made})
+    return bare(**{**dict.fromkeys(missing, tyro.MISSING), **defaults, **made})
 
 
 def _converted(name: str, hint: Any, value: Any) -> Any:

@@ -4,8 +4,8 @@ A rate of 25% in the cap says nothing by itself. Beside it stand
 
 - *unconditional*: samples of the null cap in the same caps;
 - *data*: the share of the training images in the cap, which is what a perfect unconditional model would score;
-- *ceiling*: real images drawn uniformly from the cap, put through the tokenizer and embedded again. A model that obeys every
-  cap and draws its images perfectly scores this, not 100%, because the tokenizer moves an image's embedding.
+- *ceiling*: real images drawn uniformly from the cap, put through the tokenizer and embedded again. A model that obeys
+  every cap and draws its images perfectly scores this, not 100%, because the tokenizer moves an image's embedding.
 
 Images are made once per line of the tables and embedded once. :func:`evaluate` is the command; :func:`measure`,
 :func:`unconditional` and :func:`ceiling` are its parts for programs.
@@ -30,7 +30,8 @@ from genmodel import prompts as ask
 from genmodel.errors import ConfigError, DataError
 from genmodel.metrics import Rate
 from genmodel.prompts import Prompt
-from genmodel.sample import Sampler, SampleResult, titles_of
+from genmodel.sample import titles_of
+from genmodel.sampler import Sampler, SampleResult, training_set
 
 __all__ = ["EvaluateConfig", "Measured", "ceiling", "evaluate", "measure", "read_prompts", "unconditional"]
 
@@ -46,8 +47,9 @@ class EvaluateConfig:
         out: folder for report.md, report.json, plots and grids.
         prompt: a text; may be given several times.
         prompts: a file with a text per line; empty lines and lines that begin with # are left out.
-        held_out: shards of images that were not trained on (``genmodel encode``): the centers of the first table, and the
-            real side of FID and KID. Without them training images are taken, and the report says so.
+        held_out: shards of images that were not trained on (``genmodel encode``): the centers of the first table, and
+            the real side of FID and KID. By default the rows that training held out, or training images if there are
+            none; the report says which.
         mass: bounds, as shares of the training images.
         max_cos_distance: bounds; both kinds may be given.
         guidance: values to try.
@@ -62,7 +64,7 @@ class EvaluateConfig:
         second_stage: condition on embeddings drawn from the caps by this network.
         embedding_max_cos_distance: bound around an embedding that was drawn by one of the two.
         data: shards that the model was trained on; by default those the checkpoint names.
-        tree: captree tree of their embeddings; by default the checkpoint's.
+        tree: captree tree of their embeddings, with or without the rows held out; by default one without them is built.
         encoder: another name or place for the encoder.
         tokenizer: likewise.
         device: "cpu", "cuda".
@@ -202,7 +204,13 @@ def unconditional(
 
 
 def ceiling(
-    sampler: Sampler, prompts: Sequence[Prompt], limits: Any, tokens: Any, n: int = 1, seed: int = 0, accuracy: bool = True
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    limits: Any,
+    tokens: Callable[[NDArray[np.int64]], NDArray[Any]],
+    n: int = 1,
+    seed: int = 0,
+    accuracy: bool = True,
 ) -> Measured | None:
     """Real images drawn uniformly from the caps, through the tokenizer and embedded again.
 
@@ -210,7 +218,7 @@ def ceiling(
         sampler: with an encoder and a tree.
         prompts: of texts or of images.
         limits: (p,) or a number.
-        tokens: (rows of the tree, L) stored tokens of the training images.
+        tokens: ``tokens(rows)`` gives the stored tokens (m, L) of rows of the tree.
         n: images per prompt.
         seed: of the draw.
         accuracy: as in :func:`measure`.
@@ -227,7 +235,7 @@ def ceiling(
     rows = rows[rows >= 0]
     if not rows.size:
         return None
-    return score(prompts, bounds, sampler.embed(sampler.reconstruct(tokens[rows])), which, accuracy)
+    return score(prompts, bounds, sampler.embed(sampler.reconstruct(tokens(rows))), which, accuracy)
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -278,33 +286,19 @@ class _Run:
     """One evaluation: what is opened, and the sets of embeddings that the later tables look at again."""
 
     def __init__(self, config: EvaluateConfig, say: Say) -> None:
-        from genmodel.shards import open_shards
-
         self.config, self.say = config, say
         self.sampler = Sampler.open(
             config.checkpoint,
             encoder=config.encoder,
             tokenizer=config.tokenizer,
-            tree=config.tree,
-            with_tree=True,
             device=config.device,
             ema=config.ema,
             batch_size=config.batch_size,
         )
-        data = config.data or self.sampler.extra.get("data")
-        if data is None or not Path(data).exists():
-            raise ConfigError(f"expected the shards that the model was trained on, got {data} (--data)")
-        self.shards = open_shards(Path(data))
-        self.tree = self.sampler.tree
-        if len(self.tree) != len(self.shards.tokens):
-            raise ConfigError(
-                f"expected a tree over the shards' {len(self.shards.tokens)} rows, got one of {len(self.tree)} (--tree)"
-            )
-        self.held = None if config.held_out is None else open_shards(config.held_out)
-        self.rng = np.random.default_rng(config.seed)
-        real = self.held if self.held is not None else self.shards
-        self.places = self.rng.permutation(len(real.tokens))
-        self.real = real
+        self.training = training_set(self.sampler.extra, config.data, config.tree)
+        self.tree = self.sampler.tree = self.training.tree
+        self.real, rows = self._real()
+        self.places = np.random.default_rng(config.seed).permutation(rows)
         self.sets: dict[str, NDArray[np.float32]] = {}
         """Embeddings by the name of their line."""
         stage = None
@@ -329,6 +323,20 @@ class _Run:
         self.seconds = time.monotonic() - begun
         _grid(config.out / "unconditional.png", self.free_result, 16, dataclasses.asdict(config))
 
+    def _real(self) -> tuple[Any, NDArray[np.int64]]:
+        """Shards of real images to compare with and put caps around, and which rows of them."""
+        from genmodel.shards import open_shards
+
+        if self.config.held_out is not None:
+            real = open_shards(self.config.held_out)
+            self.source = "held-out shards"
+            return real, np.arange(len(real.tokens))
+        if len(self.training.held_out) >= 4:
+            self.source = "rows that training held out"
+            return self.training.shards, self.training.held_out
+        self.source = "training images"
+        return self.training.shards, self.training.rows
+
     def facts(self) -> dict[str, Any]:
         """What was evaluated."""
         model = self.sampler.model
@@ -336,9 +344,10 @@ class _Run:
             "config": model.config.to_dict(),
             "parameters": sum(p.numel() for p in model.parameters()),
             "training_rows": len(self.tree),
-            "held_out_rows": None if self.held is None else len(self.held.tokens),
-            "encoder": str(self.shards.meta.get("encoder", "")),
-            "tokenizer": str(self.shards.meta.get("tokenizer", "")),
+            "real": self.source,
+            "real_rows": len(self.places),
+            "encoder": str(self.training.shards.meta.get("encoder", "")),
+            "tokenizer": str(self.training.shards.meta.get("tokenizer", "")),
             "images_per_second": len(self.free) / self.seconds,
         }
 
@@ -355,9 +364,8 @@ class _Run:
     def image_table(self) -> list[dict[str, Any]]:
         """Caps around embeddings of real images, one image drawn for each."""
         places = np.resize(self.places, self.config.n)
-        centers = ask.unit(np.asarray(self.real.embeddings[np.sort(np.unique(places))]))
-        where = np.searchsorted(np.unique(places), places)
-        prompts = [Prompt(f"image {place}", center, center) for place, center in zip(places, centers[where], strict=True)]
+        centers = ask.unit(np.stack([self.real.embeddings[place] for place in places]))
+        prompts = [Prompt(f"image {place}", center, center) for place, center in zip(places, centers, strict=True)]
         return self._table("images", prompts, 1, accuracy=False)
 
     def text_table(self, texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -372,7 +380,7 @@ class _Run:
         lines = []
         centers = np.stack([prompt.center for prompt in prompts])
         for bound, limits in self.bounds(prompts):
-            top = ceiling(self.sampler, prompts, limits, self.shards.tokens, n, self.config.seed, accuracy)
+            top = ceiling(self.sampler, prompts, limits, self._tokens, n, self.config.seed, accuracy)
             shared = {
                 **bound,
                 "mean_max_cos_distance": float(limits.mean()),
@@ -392,8 +400,12 @@ class _Run:
                     _grid(place, made.result, n, settings, titles_of(made.result))
         return lines
 
+    def _tokens(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Stored tokens of rows of the tree."""
+        return np.asarray(self.training.shards.tokens[self.training.rows[rows]])
+
     def distribution(self) -> dict[str, Any]:
-        """FID and KID of every set of n samples against real images, with the values of real ones and of reconstructions."""
+        """FID and KID of every set of n samples, of real images and of reconstructions, against other real images."""
         size = min(self.config.n, len(self.places) // 2)
         if size < 2:
             raise ConfigError(f"FID: expected at least 4 real images, got {len(self.places)}")
@@ -403,21 +415,23 @@ class _Run:
         target = ask.unit(np.asarray(self.real.embeddings[real]))
         lines = {"real, other half": ask.unit(np.asarray(self.real.embeddings[other]))}
         lines["reconstructions"] = self.sampler.embed(self.sampler.reconstruct(self.real.tokens[other]))
-        lines.update({name: rows for name, rows in self.sets.items() if len(rows) >= size and not name.startswith("texts")})
+        for name, rows in self.sets.items():
+            if len(rows) >= size and not name.startswith("texts"):
+                lines[name] = rows
         made = {
-            name: {"fid": metrics.fid(target, rows[:size]), "kid": metrics.kid(target, rows[:size], seed=self.config.seed)}
-            for name, rows in lines.items()
+            name: {"fid": metrics.fid(target, rows), "kid": metrics.kid(target, rows, seed=self.config.seed)}
+            for name, rows in ((name, rows[:size]) for name, rows in lines.items())
         }
-        return {"n": size, "real": len(target), "held_out": self.held is not None, "lines": made}
+        return {"n": size, "real": len(target), "source": self.source, "lines": made}
 
     def nearest_table(self) -> dict[str, Any]:
         """The nearest training image of every set, and what real images and reconstructions have."""
         self.say("nearest training images")
         limit = self.config.duplicate_distance
         sets = dict(self.sets)
-        if self.held is not None:
+        if self.source != "training images" and not self.training.whole:
             some = np.sort(self.places[: self.config.n])
-            sets["held-out images"] = self.sets["held-out images"] = ask.unit(np.asarray(self.held.embeddings[some]))
+            sets["held-out images"] = ask.unit(np.asarray(self.real.embeddings[some]))
         made = {}
         for name, rows in sets.items():
             found = metrics.nearest_training(self.tree, rows, limit)

@@ -1,7 +1,7 @@
 """Grids of images as PNG files that carry the settings they were made with.
 
-A grid has one line of images per prompt and the prompt above it. The settings are JSON in a text chunk of the PNG, so that
-a picture found on a disk a year later still says which checkpoint, prompts, seed and guidance made it:
+A grid has one line of images per prompt and the prompt above it. The settings are JSON in a text chunk of the PNG, so
+that a picture found on a disk a year later still says which checkpoint, prompts, seed and guidance made it:
 
     save_grid("samples.png", images, columns=8, titles=["a red apple"], settings={"seed": 0})
     read_settings("samples.png")["seed"]
@@ -111,7 +111,7 @@ def save_grid(
 
 
 def save_png(path: str | os.PathLike[str], image: Image.Image, settings: Mapping[str, Any] | None = None) -> Path:
-    """Writes a PNG with `settings` as JSON in its metadata: beside its name first, then renamed, so never half a file."""
+    """Writes a PNG with `settings` as JSON in its metadata, under another name first, so never half a file."""
     place = Path(path)
     if place.suffix.lower() != ".png":
         raise InputError(f"grid: expected a name that ends in .png, got {place}")

@@ -80,7 +80,9 @@ def cos_distance(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(1.0 - np.sum(first * second, axis=-1))
 
 
-def in_cap(embeddings: NDArray[Any], centers: NDArray[Any], max_cos_distance: NDArray[Any] | float) -> NDArray[np.bool_]:
+def in_cap(
+    embeddings: NDArray[Any], centers: NDArray[Any], max_cos_distance: NDArray[Any] | float
+) -> NDArray[np.bool_]:
     """Which rows (n, d) lie in their caps: centers (n, d) or (d,), bounds (n,) or a number; bool (n,)."""
     return np.asarray(cos_distance(embeddings, centers) <= np.asarray(max_cos_distance, np.float64))
 
@@ -103,8 +105,8 @@ def fid(real: NDArray[Any], fake: NDArray[Any]) -> float:
     """Frechet distance between Gaussians fitted to real (n, d) and fake (m, d) rows, through torchmetrics.
 
     The features are unit embeddings of the given encoder, not Inception's activations: the value lies in [0, 4], is
-    not to be compared with published FIDs, and is biased upwards where n or m is small. Compare it with the value of two
-    halves of the real rows at the same sizes.
+    not to be compared with published FIDs, and is biased upwards where n or m is small. Compare it with the value of
+    two halves of the real rows at the same sizes.
 
     Raises:
         InputError: fewer than two rows on a side.
@@ -123,11 +125,13 @@ def fid(real: NDArray[Any], fake: NDArray[Any]) -> float:
     return float(metric.compute())
 
 
-def kid(real: NDArray[Any], fake: NDArray[Any], subset_size: int = 100, subsets: int = 50, seed: int = 0) -> dict[str, float]:
+def kid(
+    real: NDArray[Any], fake: NDArray[Any], subset_size: int = 100, subsets: int = 50, seed: int = 0
+) -> dict[str, float]:
     """Kernel distance (squared MMD, unbiased) between real (n, d) and fake (m, d) rows, through torchmetrics.
 
-    The kernel is (<x, y> + 1)^3: that of KID (Binkowski and others, 2018) without its division by d, because the rows are
-    of length one already.
+    The kernel is (<x, y> + 1)^3: that of KID (Binkowski and others, 2018) without its division by d, because the rows
+    are of length one already.
 
     Args:
         real: (n, d).
@@ -192,7 +196,7 @@ class _Features(torch.nn.Module):
 def _two(real: NDArray[Any], fake: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     a, b = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise InputError(f"expected two arrays (n, d) of one dimension with at least 2 rows, got {a.shape} and {b.shape}")
+        raise InputError(f"expected arrays (n, d) of one dimension with at least 2 rows, got {a.shape} and {b.shape}")
     return torch.from_numpy(a), torch.from_numpy(b)
 
 

@@ -3,8 +3,8 @@
 A center is the unit embedding of a text or of an image, or a point on the great arc between two of them:
 
 - interpolations are points of the arc between two prompts;
-- a text diff (DALL-E 2, Ramesh and others, 2022, section 3.3) rotates an image's embedding towards the direction in which
-  one text's embedding differs from another's;
+- a text diff (DALL-E 2, Ramesh and others, 2022, section 3.3) rotates an image's embedding towards the direction in
+  which one text's embedding differs from another's;
 - the gap shift moves text embeddings by the vector between the mean text and the mean image, because a contrastive
   encoder keeps the two apart (Liang and others, 2022, "Mind the gap");
 - retrieval puts a real image's embedding, drawn inside the text's cap, in the place of the text's.
@@ -14,6 +14,7 @@ The bound is a max_cos_distance, or the mass: the share of the training rows tha
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -117,8 +118,8 @@ def text_prompts(
     Args:
         encoder: gives ``text(prompts) -> (n, d)``.
         texts: one or more.
-        shift: the vector of :func:`fit_shift`; it is *subtracted* from the text embeddings, which moves them to where the
-            images are. Leave it out for a model that was trained on shifted centers (prior "gap-shift").
+        shift: the vector of :func:`fit_shift`; it is *subtracted* from the text embeddings, which moves them to where
+            the images are. Leave it out for a model that was trained on shifted centers (prior "gap-shift").
         shift_scale: how much of it.
     """
     if not texts:
@@ -138,7 +139,9 @@ def image_prompts(encoder: Any, paths: Sequence[str | os.PathLike[str]]) -> list
     """
     made = []
     for path in paths:
-        pixels = np.asarray(open_image(path))
+        picture = open_image(path)
+        # As the encoder's own preprocessing shows it the images that were trained on.
+        pixels = np.asarray(encoder.prepare(picture) if hasattr(encoder, "prepare") else picture)
         batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
         center = unit(encoder.images(batch), str(path))[0]
         made.append(Prompt(Path(path).name, center, center, Path(path)))
@@ -179,10 +182,10 @@ def interpolate(prompts: Sequence[Prompt], steps: int) -> list[Prompt]:
     """
     if len(prompts) < 2 or steps < 2:
         raise ConfigError(
-            f"interpolate: expected at least two prompts and two steps, got {len(prompts)} prompt(s) and {steps} step(s)"
+            f"interpolate: expected at least 2 prompts and 2 steps, got {len(prompts)} prompt(s) and {steps} step(s)"
         )
     made = [prompts[0]]
-    for a, b in zip(prompts, prompts[1:], strict=False):
+    for a, b in itertools.pairwise(prompts):
         made += [between(a, b, step / (steps - 1)) for step in range(1, steps - 1)]
         made.append(b)
     return made
@@ -214,7 +217,7 @@ def fit_shift(texts: Any, images: Any) -> Vector:
     """The gap shift: mean text embedding minus mean image embedding, float32 (d,).
 
     Args:
-        texts: (m, d) unit embeddings of any texts of the kind that will be asked for; they need not describe the images.
+        texts: (m, d) unit embeddings of texts of the kind that will be asked for; they need not describe the images.
         images: (n, d) unit embeddings of images; float16 is fine.
     """
     first, second = _matrix(texts, "texts"), _matrix(images, "images")

@@ -49,20 +49,19 @@ def write(out: Path, report: dict[str, Any], sets: dict[str, NDArray[np.float32]
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     model, parts = report["model"], []
-    held = model["held_out_rows"] is not None
-    centers = "images that were not trained on" if held else "training images (no held-out shards were given)"
     parts.append(
         f"# Evaluation of {report['settings']['checkpoint']}\n\n"
-        f"{model['parameters']:,} parameters, trained on {model['training_rows']:,} images; encoder {model['encoder']}, "
-        f"tokenizer {model['tokenizer']}; {model['images_per_second']:.2f} images/s unconditionally, "
-        f"{report['seconds']:.0f} s in all. Brackets are 95% Wilson intervals."
+        f"{model['parameters']:,} parameters, trained on {model['training_rows']:,} images; "
+        f"encoder {model['encoder']}, tokenizer {model['tokenizer']}; "
+        f"{model['images_per_second']:.2f} images/s unconditionally, {report['seconds']:.0f} s in all. "
+        "Brackets are 95% Wilson intervals."
     )
-    parts.append(f"## Caps around {centers}\n\n" + _in_cap_table(report["images"], texts=False))
+    parts.append(f"## Caps around real images ({model['real']})\n\n" + _in_cap_table(report["images"], texts=False))
     if report["texts"]:
         parts.append("## Caps around texts\n\n" + _in_cap_table(report["texts"], texts=True))
     parts.append(
-        "*Data*: share of the training images in the cap. *Unconditional*: samples of the null cap. *Ceiling*: real images "
-        "drawn from the cap, through the tokenizer and embedded again; a perfect model scores this."
+        "*Data*: share of the training images in the cap. *Unconditional*: samples of the null cap. *Ceiling*: real "
+        "images drawn from the cap, through the tokenizer and embedded again; a perfect model scores this."
     )
     parts.append(_distribution(report["distribution"]))
     parts.append(_nearest(report["nearest"]))
@@ -102,15 +101,15 @@ def _in_cap_table(lines: list[dict[str, Any]], texts: bool) -> str:
 
 
 def _distribution(found: dict[str, Any]) -> str:
-    side = "held-out" if found["held_out"] else "training"
     rows = [
         [name, f"{line['fid']:.4f}", f"{1000 * line['kid']['mean']:.2f} ± {1000 * line['kid']['std']:.2f}"]
         for name, line in found["lines"].items()
     ]
     return (
-        f"## FID and KID in the encoder's space\n\n{found['n']} rows against {found['real']} {side} images. The features are "
-        "unit embeddings of the encoder, so these are not Inception FIDs; FID is biased at this size, which is why the other "
-        "half of the real images stands beside it.\n\n" + _table(["rows", "FID", "1000 KID"], rows)
+        f"## FID and KID in the encoder's space\n\n{found['n']} rows against {found['real']} real images "
+        f"({found['source']}). The features are unit embeddings of the encoder, so these are not Inception FIDs; FID "
+        "is biased at this size, which is why the other half of the real images stands beside it.\n\n"
+        + _table(["rows", "FID", "1000 KID"], rows)
     )
 
 
@@ -121,8 +120,8 @@ def _nearest(found: dict[str, Any]) -> str:
         for name, line in found["sets"].items()
     ]
     return (
-        "## Nearest training image\n\nCosine distance of a sample's embedding to the nearest training image's (exact, by "
-        "captree).\n\n" + _table(["samples", f"within {limit:g}", "least", "5%", "median"], rows)
+        "## Nearest training image\n\nCosine distance of a sample's embedding to the nearest training image's (exact, "
+        "by captree).\n\n" + _table(["samples", f"within {limit:g}", "least", "5%", "median"], rows)
     )
 
 
@@ -138,7 +137,8 @@ def plot_in_cap(path: Path, lines: list[dict[str, Any]], name: str) -> None:
     _curve(axes, some, [line["unconditional"]["in_cap"] for line in some], "unconditional", _GREY, "s--")
     whole = [line for line in some if line["ceiling"]]
     _curve(axes, whole, [line["ceiling"]["in_cap"] for line in whole], "ceiling (tokenizer)", _INK, "^:")
-    axes.plot([line["mean_max_cos_distance"] for line in some], [100 * line["data"] for line in some], "x:", color=_GREY, label="data")
+    x, data = [line["mean_max_cos_distance"] for line in some], [100 * line["data"] for line in some]
+    axes.plot(x, data, "x:", color=_GREY, label="data")
     axes.set_xlabel("mean max_cos_distance")
     axes.set_ylabel("in the cap (%)")
     axes.set_ylim(0, 100)
@@ -165,13 +165,16 @@ def plot_nearest(path: Path, found: dict[str, Any]) -> None:
     _save(figure, path)
 
 
-def _curve(axes: Any, lines: list[dict[str, Any]], rates: list[dict[str, float]], label: str, color: str, style: str) -> None:
+def _curve(
+    axes: Any, lines: list[dict[str, Any]], rates: list[dict[str, float]], label: str, color: str, style: str
+) -> None:
     if not lines:
         return
     x = [line["mean_max_cos_distance"] for line in lines]
     value = np.array([rate["value"] for rate in rates])
     reach = np.array([[rate["value"] - rate["low"], rate["high"] - rate["value"]] for rate in rates]).T
-    axes.errorbar(x, 100 * value, 100 * np.maximum(reach, 0), fmt=style, color=color, label=label, capsize=3, linewidth=1.5)
+    reach = 100 * np.maximum(reach, 0)
+    axes.errorbar(x, 100 * value, reach, fmt=style, color=color, label=label, capsize=3, linewidth=1.5)
 
 
 def _figure(width: float = 7.2, height: float = 4.4) -> tuple[Any, Any]:

@@ -1,11 +1,12 @@
 """The learned second stage: a small network that draws an image embedding from a cap, without having seen text.
 
-With it a prompt goes cap -> embedding -> image, as in the two stages of DALL-E 2 (there from captions): the network draws
-what kind of image there is in the cap, and the generator draws its pixels from a narrow cap around that embedding. It must
-beat :func:`genmodel.prompts.retrieve`, which draws a training image's embedding instead and learns nothing.
+With it a prompt goes cap -> embedding -> image, as in the two stages of DALL-E 2 (there from captions): the network
+draws what kind of image there is in the cap, and the generator draws its pixels from a narrow cap around that
+embedding. It must beat :func:`genmodel.prompts.retrieve`, which draws a training image's embedding instead and learns
+nothing.
 
-The network is a rectified flow (Liu and others, 2022; Lipman and others, 2022): an MLP that carries Gaussian noise to the
-embeddings along straight paths, conditioned on the cap's center and bound. Notable:
+The network is a rectified flow (Liu and others, 2022; Lipman and others, 2022): an MLP that carries Gaussian noise to
+the embeddings along straight paths, conditioned on the cap's center and bound. Notable:
 
 - embeddings are scaled by sqrt(d), so their components have variance one;
 - the velocity that is best for isotropic data is added in closed form, the network learns the rest;
@@ -141,7 +142,8 @@ class Flow(nn.Module):
             raise InputError(f"second stage: expected centers (p, {self.size.dim}), got {tuple(rows.shape)}")
         if min(n, tries, steps) < 1:
             raise ConfigError(f"second stage: expected n, tries and steps of at least 1, got {n}, {tries}, {steps}")
-        limits = torch.as_tensor(np.broadcast_to(np.asarray(max_cos_distance, np.float32), (len(rows),)).copy(), device=device)
+        bounds = np.broadcast_to(np.asarray(max_cos_distance, np.float32), (len(rows),))
+        limits = torch.as_tensor(bounds.copy(), device=device)
         rows, limits = rows.repeat_interleave(n, 0), limits.repeat_interleave(n, 0)
         best = torch.empty_like(rows)
         away = torch.full((len(rows),), math.inf, device=device)
@@ -380,7 +382,9 @@ def load_second_stage(path: str | os.PathLike[str], device: str = "cpu") -> Flow
         flow = Flow(FlowSize(**json.loads(metadata["size"])))
         flow.load_state_dict(state)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{place}: expected a second stage, got a file that cannot be read as one: {error}") from error
+        raise CheckpointError(
+            f"{place}: expected a second stage, got a file that cannot be read so: {error}"
+        ) from error
     return flow.to(device).eval()
 
 
