@@ -34,7 +34,7 @@ class EncodeConfig:
     """Folder to write the shards into; an unfinished one goes on where it stopped."""
     encoder: str = "open_clip:ViT-B-32/laion2b_s34b_b79k"
     """open_clip:MODEL/TAG, open_clip:MODEL/FILE, hf-hub:OWNER/NAME, or a folder with open_clip_config.json."""
-    tokenizer: str = "ldm:CompVis/ldm-vq-f4"
+    tokenizer: str = "ldm:CompVis/ldm-super-resolution-4x-openimages"
     """A folder of `genmodel tokenizer train`, or ldm:PATH for the Latent Diffusion VQ-f4 autoencoder."""
     batch_size: int = 64
     """Images per forward pass."""
@@ -162,7 +162,9 @@ def _batches(
     """Whole batches of images that could be read; the others are appended to `broken`."""
     workers = config.workers if config.workers is not None else min(16, os.cpu_count() or 1)
     size = tokenizer.image_size
-    prepare = (encoder.prepare, lambda image: np.asarray(square(image, size)))
+    # An encoder may bring its own resizing of Pillow images; the others get a square.
+    for_encoder = getattr(encoder, "prepare", None) or (lambda image: np.asarray(square(image, encoder.image_size)))
+    prepare = (for_encoder, lambda image: np.asarray(square(image, size)))
     ids: list[int] = []
     pictures: list[tuple[Array, ...]] = []
     for decoded in read_images(source, positions, prepare, workers):

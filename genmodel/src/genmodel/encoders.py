@@ -48,10 +48,6 @@ class Encoder(Protocol):
         """Embeddings float32 (n, dim), unit rows, of texts; no gradients."""
         ...
 
-    def prepare(self, image: Image.Image) -> np.ndarray[Any, Any]:
-        """The uint8 (image_size, image_size, 3) picture that the model sees of an RGB image."""
-        ...
-
 
 class OpenClipEncoder:
     """An open_clip model with its own preprocessing; see :class:`Encoder`.

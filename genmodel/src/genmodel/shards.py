@@ -1,8 +1,8 @@
 """Encoded images on disk: a folder of Parquet shards with an embedding and the image tokens of every image.
 
 Columns: ``id`` int64 (position in the source), ``path`` string, ``embedding`` fixed_size_list<float16>[dim] (unit
-rows), ``tokens`` fixed_size_list<uint16>[grid * grid]. Row i of the whole folder, shards in the order of their names, is row i
-of a tree that ``captree.build(folder, column="embedding")`` makes.
+rows), ``tokens`` fixed_size_list<uint16>[grid * grid]. Row i of the whole folder, shards in order, is row i of
+a tree that ``captree.build(folder, column="embedding")`` makes.
 
     shard-00000.parquet ...   written to a temporary name and renamed, so that a shard is there whole or not at all
     broken.jsonl              one line per image that could not be read: id, path, reason
@@ -132,7 +132,7 @@ class ShardWriter:
             raise InputError(f"expected integer tokens of shape {expected}, got {tokens.dtype} {tokens.shape}")
         if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.meta["codebook_size"]:
             raise InputError(
-                f"expected tokens in [0, {self.meta['codebook_size']}), got values from {tokens.min()} to {tokens.max()}"
+                f"expected tokens below {self.meta['codebook_size']}, got values from {tokens.min()} to {tokens.max()}"
             )
         return tokens.astype(np.uint16)
 
