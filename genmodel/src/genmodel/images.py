@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from genmodel.errors import ConfigError, DataError, InputError
 
@@ -204,6 +204,8 @@ def decode_image(data: bytes) -> Image.Image:
                 rgba = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             return upright.convert("RGB")
+    except UnidentifiedImageError as error:  # its message holds a memory address, different in every run
+        raise DataError(f"no image format that Pillow knows ({len(data)} bytes)") from error
     # On damaged files Pillow raises nearly anything: OSError, SyntaxError, ValueError, struct.error, its bomb error.
     except Exception as error:
         raise DataError(f"{type(error).__name__}: {error}") from error
