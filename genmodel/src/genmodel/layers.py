@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genmodel import fused
+
 ACTIVATIONS = ("gelu", "relu2", "swiglu")
-_EPS = 1e-6
+EPS = 1e-6
 
 
 class KVCache:
@@ -26,9 +28,16 @@ class KVCache:
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
 
+def fuses(x: Tensor) -> bool:
+    """Whether the derivatives by hand serve: float32 on a CPU, outside a compiler, which fuses better itself."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def rms_norm(x: Tensor) -> Tensor:
-    """``x / sqrt(mean(x**2))`` over the last axis, without a gain (arXiv:1910.07467)."""
-    return F.rms_norm(x, (x.shape[-1],), eps=_EPS)
+    """``x / sqrt(mean(x**2) + eps)`` over the last axis, without a gain (arXiv:1910.07467)."""
+    if fuses(x):
+        return fused.RMSNorm.apply(x, EPS)
+    return F.rms_norm(x, (x.shape[-1],), eps=EPS)
 
 
 def rotary_angles(grid: int, size: int) -> Tensor:
@@ -46,36 +55,38 @@ def rotary_angles(grid: int, size: int) -> Tensor:
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turns the pairs (x[..., 2i], x[..., 2i + 1]) of x float (n, l, heads, size) by `angles` ([n,] l, size / 2)."""
-    angles = angles.unsqueeze(-2)
-    if x.dtype == torch.float32 and not torch.compiler.is_compiling():
-        # One pass over memory; compilers that fuse the plain form below need no such help, and know no complex numbers.
-        turn = torch.polar(torch.ones_like(angles), angles)
-        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2)
-    cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = (part.to(x.dtype).unsqueeze(-2) for part in (angles.cos(), angles.sin()))
+    even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
     return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2)
 
 
-def attend(qkv: Tensor, heads: int, sharpness: Tensor, angles: Tensor, cache: KVCache | None) -> Tensor:
+def attend(qkv: Tensor, heads: int, sharpness: Tensor, angles: Tensor, cache: KVCache | None = None) -> Tensor:
     """Causal self-attention of fused queries, keys and values float (n, l, 3 * width) -> (n, l, width).
 
     Queries and keys are normalized to length sqrt(size), queries times their head's `sharpness` (heads,). With a
-    `cache`, the l steps follow those already in it.
+    `cache`, the l steps follow those already in it: one at a time, or several that start it.
     """
     n, length, _ = qkv.shape
-    q, k, v = qkv.view(n, length, 3, heads, -1).unbind(2)
-    q = rotate(rms_norm(q) * sharpness.to(q.dtype)[:, None], angles).transpose(1, 2)
-    k, v = rotate(rms_norm(k), angles).transpose(1, 2), v.transpose(1, 2)
+    qkv = qkv.view(n, length, 3, heads, -1)
+    if fuses(qkv):
+        q, k, v = fused.NormedTurned.apply(qkv, sharpness, fused.turns_of(angles).unsqueeze(-2), EPS)
+    else:
+        q, k, v = qkv.unbind(2)
+        q = rotate(rms_norm(q) * sharpness.to(q.dtype)[:, None], angles)
+        k = rotate(rms_norm(k), angles)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if cache is not None:
         k, v = cache.append(k, v)
-    # One new step sees everything before it; several new ones start an empty cache, where the causal mask is square.
+    # One new step sees everything before it; several start an empty cache, where the causal mask is square.
     y = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
     return y.transpose(1, 2).reshape(n, length, -1)
 
 
-def gated_or_plain(y: Tensor, activation: str) -> Tensor:
+def activate(y: Tensor, activation: str) -> Tensor:
     """The feed-forward layer's activation: float (..., hidden), or (..., 2 * hidden) for "swiglu", -> (..., hidden)."""
     if activation == "swiglu":
+        if fuses(y):
+            return fused.GatedSiLU.apply(y)
         gate, value = y.chunk(2, dim=-1)
         return F.silu(gate) * value
-    return F.gelu(y, approximate="tanh") if activation == "gelu" else F.relu(y).square()
+    return F.gelu(y) if activation == "gelu" else F.relu(y).square()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from genmodel.condition import CONDITION_KINDS, Condition, ConditionEmbedder
 from genmodel.errors import ConfigError, InputError
-from genmodel.layers import ACTIVATIONS, KVCache, attend, gated_or_plain, rms_norm, rotary_angles
+from genmodel.layers import ACTIVATIONS, KVCache, activate, attend, rms_norm, rotary_angles
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"depth": 6, "width": 192, "heads": 6},
@@ -121,7 +121,7 @@ class Block(nn.Module):
         """Stream float (n, l, width) -> the same shape."""
         y = attend(self.qkv(rms_norm(x)), self.heads, self.sharpness, angles, cache)
         x = x + self._dropped(self.out(y))
-        y = gated_or_plain(self.up(rms_norm(x)), self.activation)
+        y = activate(self.up(rms_norm(x)), self.activation)
         return x + self._dropped(self.down(y))
 
     def _dropped(self, y: Tensor) -> Tensor:
