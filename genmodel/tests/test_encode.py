@@ -155,6 +155,16 @@ def test_a_changed_source_or_setting_is_refused(folder, tmp_path):
         run(folder, tmp_path / "out")
 
 
+def test_other_weights_under_the_same_name_are_refused(folder, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / "out", Interrupted(4))
+    config = EncodeConfig(str(folder), str(tmp_path / "out"), batch_size=4, rows_per_shard=10, progress=False)
+    tokenizer = FakeTokenizer()
+    tokenizer.table.data += 1e-3
+    with pytest.raises(DataError, match="tokenizer_digest"):
+        encode(config, FakeEncoder(), tokenizer)
+
+
 def test_a_limit(folder, tmp_path):
     report = run(folder, tmp_path / "out", limit=12)
     assert (report.rows, report.broken, report.shards) == (11, 1, 2)

@@ -6,6 +6,7 @@ nothing else: a run that was killed and started again writes the same files as o
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,9 +121,22 @@ def _meta(
         "image_size": tokenizer.image_size,
         "source_images": total,
         "source_fingerprint": source.fingerprint(),
+        "encoder_digest": _digest(getattr(encoder, "model", encoder)),
+        "tokenizer_digest": _digest(tokenizer),
         "batch_size": config.batch_size,
         "precision": config.precision,
     }
+
+
+def _digest(module: Any) -> str | None:
+    """Tells weights apart, so that a run that goes on does not mix those of two: a hash over a part of every tensor."""
+    if not isinstance(module, torch.nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        part = value.detach().flatten()[:4096].cpu().double().numpy()
+        digest.update(f"{name} {tuple(value.shape)}".encode() + part.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _encode_shard(

@@ -38,7 +38,7 @@ class TokenizerConfig:
     """Pixels per side."""
     grid: int = 8
     """Tokens per side; image_size is the grid times a power of two."""
-    width: int = 64
+    width: int = 48
     """Channels at twice the grid's resolution."""
     depth: int = 1
     """Residual blocks per resolution."""
@@ -48,13 +48,13 @@ class TokenizerConfig:
     """dvae: number of tokens."""
     channels: int = 64
     """dvae: length of a token's vector."""
-    steps: int = 3000
+    steps: int = 4000
     """Optimizer steps."""
     max_seconds: float | None = None
     """End after this many seconds at the latest; the learning rate's decay then follows the clock."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Images per step."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     """Peak of AdamW's learning rate, after `warmup` steps; it decays to 1% by a cosine in the last 70% of the run."""
     warmup: int = 100
     """Steps until the peak."""
