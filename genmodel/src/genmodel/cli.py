@@ -164,7 +164,8 @@ def _positional(kind: type, names: Sequence[str]) -> type:
             shown = tyro.conf.arg(metavar=field.name.upper())
             again.append((field.name, Annotated[hints[field.name], tyro.conf.Positional, shown], same))
     # A subclass, so that the help still finds what is written beside the fields.
-    made = dataclasses.make_dataclass(kind.__name__, again, bases=(kind,))
+    frozen = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    made = dataclasses.make_dataclass(kind.__name__, again, bases=(kind,), frozen=frozen)
     made.__doc__ = kind.__doc__
     return made
 
@@ -335,15 +336,15 @@ class ShiftConfig:
     """Settings of ``genmodel shift``: the vector from the images to the texts of an embedding space.
 
     Attributes:
-        out: the file that is written, .npy.
         data: shards of ``genmodel encode``: their embeddings are the images.
+        out: the file that is written, .npy.
         prompts: a file with a text per line, of the kind that will be asked for. They need not describe the images.
         encoder: another name or place for the encoder than the one in the shards.
         device: "cpu", "cuda".
     """
 
-    out: Path
     data: Path
+    out: Path
     prompts: Path
     encoder: str | None = None
     device: str = "cpu"

@@ -406,15 +406,20 @@ class _Run:
 
     def distribution(self) -> dict[str, Any]:
         """FID and KID of every set of n samples, of real images and of reconstructions, against other real images."""
-        size = min(self.config.n, len(self.places) // 2)
-        if size < 2:
+        trained = np.setdiff1d(self.training.rows, self.training.held_out)
+        aside = self.source != "training images"
+        size = min(self.config.n, len(self.places) if aside else len(self.places) // 2)
+        other = np.sort(self.places[:size])
+        # Against training images; where the others are of these too, against those that are left.
+        rows = trained if aside else self.places[size:]
+        rows = np.sort(np.random.default_rng(self.config.seed).permutation(rows)[:10_000])
+        if min(size, len(rows)) < 2:
             raise ConfigError(f"FID: expected at least 4 real images, got {len(self.places)}")
         # The same number of rows on the fake side of every line, since the bias of FID depends on it.
         self.say(f"FID and KID of {size} rows")
-        other, real = np.sort(self.places[:size]), np.sort(self.places[size : size + 10_000])
-        target = ask.unit(np.asarray(self.real.embeddings[real]))
-        lines = {"real, other half": ask.unit(np.asarray(self.real.embeddings[other]))}
-        lines["reconstructions"] = self.sampler.embed(self.sampler.reconstruct(self.real.tokens[other]))
+        target = ask.unit(np.asarray(self.training.shards.embeddings[rows]))
+        lines = {f"real ({self.source})": ask.unit(np.asarray(self.real.embeddings[other]))}
+        lines["reconstructions of these"] = self.sampler.embed(self.sampler.reconstruct(self.real.tokens[other]))
         for name, rows in self.sets.items():
             if len(rows) >= size and not name.startswith("texts"):
                 lines[name] = rows
@@ -422,7 +427,7 @@ class _Run:
             name: {"fid": metrics.fid(target, rows), "kid": metrics.kid(target, rows, seed=self.config.seed)}
             for name, rows in ((name, rows[:size]) for name, rows in lines.items())
         }
-        return {"n": size, "real": len(target), "source": self.source, "lines": made}
+        return {"n": size, "real": len(target), "lines": made}
 
     def nearest_table(self) -> dict[str, Any]:
         """The nearest training image of every set, and what real images and reconstructions have."""

@@ -78,7 +78,9 @@ def markdown(report: dict[str, Any]) -> str:
 def _in_cap_table(lines: list[dict[str, Any]], texts: bool) -> str:
     head = ["cap", "mean bound", "guidance", "n", "in cap", "unconditional", "data", "ceiling", "cosine"]
     if texts:
-        head += ["CLIP score", "unconditional", "ceiling", "right text", "unconditional", "ceiling"]
+        head += [
+            f"{what}: {of}" for what in ("CLIP score", "right text") for of in ("samples", "unconditional", "ceiling")
+        ]
     rows = []
     for line in lines:
         made, free, top = line["samples"], line["unconditional"], line["ceiling"]
@@ -106,9 +108,9 @@ def _distribution(found: dict[str, Any]) -> str:
         for name, line in found["lines"].items()
     ]
     return (
-        f"## FID and KID in the encoder's space\n\n{found['n']} rows against {found['real']} real images "
-        f"({found['source']}). The features are unit embeddings of the encoder, so these are not Inception FIDs; FID "
-        "is biased at this size, which is why the other half of the real images stands beside it.\n\n"
+        f"## FID and KID in the encoder's space\n\n{found['n']} rows against {found['real']} training images. "
+        f"The features are unit embeddings of the encoder, so these are not Inception FIDs; FID "
+        "is biased at this size, which is why real images stand beside it.\n\n"
         + _table(["rows", "FID", "1000 KID"], rows)
     )
 

@@ -253,7 +253,7 @@ def train_flow(
             for kept, new in zip(average.parameters(), flow.parameters(), strict=True):
                 kept.lerp_(new, 1.0 - decay)
         if report is not None and (step % 100 == 0 or step == steps - 1):
-            report(step, float(loss))
+            report(step, float(loss.detach()))
     return average.eval()
 
 
