@@ -1,0 +1,130 @@
+"""The report of the study of clip art."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from ..common import percent
+from ..reporting import (
+    Records,
+    arm_cells,
+    cost_table,
+    findings,
+    mean_table,
+    plot_rates,
+    pooled,
+    provenance_lines,
+    rate_table,
+    write_figures,
+)
+
+if TYPE_CHECKING:
+    from .study import ClipartConfig
+
+GROUPS = {
+    "image": "Caps around pictures that nothing was trained on",
+    "text": "Caps around texts that are in no caption",
+}
+
+
+def write_report(records: Records, config: ClipartConfig) -> None:
+    """Writes README.md, figures.json and the plots into ``config.report`` from the stages that are there."""
+    config.report.mkdir(parents=True, exist_ok=True)
+    cells = arm_cells(records)
+    write_figures(config.report / "figures.json", records, asdict(config))
+    parts = ["# Clip art: in-cap rate and CLIP score\n", findings(config.report), _setup(records, config)]
+    for group, title in GROUPS.items():
+        parts.append(f"## {title}\n")
+        ceiling = _reference(records, config, group, "in_cap_reconstructed")
+        if config.plots:
+            lines = {
+                "ceiling: training images, reconstructed": [sum_ / max(n, 1) for sum_, n in ceiling],
+                "unconditional": _free(records, config, group, "in_cap_share"),
+            }
+            plot_rates(
+                config.report / f"in-cap-{group}.png",
+                cells,
+                "in_cap",
+                group,
+                config.guidances,
+                config.masses,
+                f"In-cap rate ({group})",
+                lines,
+            )
+            parts.append(f"![in-cap rate](in-cap-{group}.png)\n")
+        rates = {
+            "ceiling: training images in the cap, reconstructed": [percent(int(sum_), n) for sum_, n in ceiling],
+            "unconditional samples": [f"{100 * share:.1f}" for share in _free(records, config, group, "in_cap_share")],
+            "mean bound (max_cos_distance)": [f"{bound:.2f}" for bound in _bounds(records, config, group)],
+        }
+        cosine = {
+            "training images in the cap": _means(records, config, group, "cosine_sum"),
+            "the same, reconstructed": _means(records, config, group, "cosine_sum_reconstructed"),
+            "unconditional samples": [f"{value:.3f}" for value in _free(records, config, group, "cosine")],
+        }
+        for guidance in config.guidances:
+            parts.append(f"In-cap rate in percent, guidance {guidance:g}:\n")
+            parts.append(rate_table(cells, "in_cap", group, guidance, config.masses, rates) + "\n")
+        for guidance in config.guidances:
+            parts.append(f"CLIP score (mean cosine with the prompt, by the given encoder), guidance {guidance:g}:\n")
+            parts.append(mean_table(cells, "cosine_sum", group, guidance, config.masses, cosine) + "\n")
+    parts.append(f"## Grids\n\nGuidance {config.guidances[-1]:g}, caps of {config.masses[0]:g} of the pictures.\n")
+    for path in sorted((config.report / "grids").glob("*.png")):
+        parts.append(f"### {path.stem}\n\n![{path.stem}](grids/{path.name})\n")
+    parts.append("## Cost\n\n" + cost_table(records) + "\n")
+    (config.report / "README.md").write_text("\n".join(parts).rstrip() + "\n")
+
+
+def _setup(records: Records, config: ClipartConfig) -> str:
+    rows, encoder = records["prompts"]["result"]["rows"], records["encoder"]["result"]
+    tokenizer, run = records["tokenizer"]["result"], config.run
+    recall = encoder["recall"]
+    fidelity = records["reference"]["result"]["cells"][0]["fidelity"]
+    generators = [record["result"] for name, record in records.items() if name.startswith("train-")]
+    size = f"{generators[0]['parameters'] / 1e6:.1f}M parameters, " if generators else ""
+    return f"""## What was done
+
+{provenance_lines(records)}
+- {rows["encoder"]:,} pictures with captions for the given encoder, {rows["generator"]:,} without for tokenizer and generators, {rows["test"]} for tests; the
+  table is made by `tools/make_clipart.py`
+- the given encoder: open_clip, all-MiniLM-L6-v2 as the frozen text tower, a convolutional image tower of our own training. Text ->
+  image recall on {recall["n"]} unseen pictures: {", ".join(f"{100 * recall[k] / recall['n']:.0f}% at {k}" for k in ("1", "5", "10"))} (chance {100 / recall["n"]:.1f}, {500 / recall["n"]:.0f}, {1000 / recall["n"]:.0f})
+- the tokenizer: FSQ, 8x8 tokens of 1000, {tokenizer["psnr"]:.1f} dB on held-out pictures. An image and its reconstruction have a mean cosine of
+  {fidelity:.3f} by the encoder: the ceiling of all rates below
+- each generator: {size}{run.steps} steps of {run.batch_size} images
+- {len(records["prompts"]["result"]["prompts"])} texts, {config.samples_per_prompt} samples each, and {config.image_prompts} pictures, one sample each; intervals are 95% Wilson over samples
+- everything is judged by the encoder that also steers: there is no second judge here (the study of rendered scenes has one)
+"""
+
+
+def _reference(records: Records, config: ClipartConfig, group: str, key: str) -> list[tuple[float, int]]:
+    cells = records["reference"]["result"]["cells"]
+    return [pooled(cells, key, group=group, mass=mass) for mass in config.masses]
+
+
+def _means(records: Records, config: ClipartConfig, group: str, key: str) -> list[str]:
+    return [f"{sum_ / max(n, 1):.3f}" for sum_, n in _reference(records, config, group, key)]
+
+
+def _bounds(records: Records, config: ClipartConfig, group: str) -> list[float]:
+    cells = records["reference"]["result"]["cells"]
+    return [
+        next(cell["max_cos_distance"] for cell in cells if (cell["group"], cell["mass"]) == (group, mass))
+        for mass in config.masses
+    ]
+
+
+def _free(records: Records, config: ClipartConfig, group: str, key: str) -> list[float]:
+    """The mean over the arms' unconditional samples, by mass."""
+    found = []
+    for mass in config.masses:
+        values = [
+            cell[key]
+            for name, record in records.items()
+            if name.startswith("arm-")
+            for cell in record["result"]["unconditional"]
+            if (cell["group"], cell["mass"]) == (group, mass)
+        ]
+        found.append(sum(values) / max(len(values), 1))
+    return found

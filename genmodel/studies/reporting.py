@@ -1,0 +1,158 @@
+"""Tables, plots and the JSON of a study's report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .arms import ARMS
+from .common import percent, wilson, write_json
+
+Records = Mapping[str, Mapping[str, Any]]
+Cell = dict[str, Any]
+
+
+def arm_cells(records: Records) -> list[Cell]:
+    """Every cell of every finished arm, with the arm's name and seed."""
+    found = []
+    for name, record in records.items():
+        if name.startswith("arm-"):
+            result = record["result"]
+            found += [{"arm": result["arm"], "seed": result["seed"], **cell} for cell in result["cells"]]
+    return found
+
+
+def finished(cells: Sequence[Cell]) -> list[str]:
+    """Names of the arms that have cells, in the order of the table."""
+    there = {cell["arm"] for cell in cells}
+    return [arm.name for arm in ARMS if arm.name in there]
+
+
+def pooled(cells: Sequence[Cell], key: str, **where: Any) -> tuple[float, int]:
+    """Sum of `key` and of n over the cells that match, seeds together."""
+    chosen = [cell for cell in cells if all(cell.get(name) == value for name, value in where.items())]
+    return sum(cell[key] for cell in chosen), sum(cell["n"] for cell in chosen)
+
+
+def rate_table(
+    cells: Sequence[Cell],
+    key: str,
+    group: str,
+    guidance: float,
+    masses: Sequence[float],
+    extra: Mapping[str, Sequence[str]],
+) -> str:
+    """Arms by mass: share of samples in percent with its 95% Wilson interval; `extra` are further lines, by name."""
+    lines = [
+        "| | " + " | ".join(f"mass {mass:g}" for mass in masses) + " |",
+        "|---|" + "---|" * len(masses),
+    ]
+    for arm in finished(cells):
+        found = [pooled(cells, key, arm=arm, group=group, guidance=guidance, mass=mass) for mass in masses]
+        lines.append(f"| {arm} | " + " | ".join(percent(int(sum_), n) for sum_, n in found) + " |")
+    for name, values in extra.items():
+        lines.append(f"| *{name}* | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def mean_table(
+    cells: Sequence[Cell],
+    key: str,
+    group: str,
+    guidance: float,
+    masses: Sequence[float],
+    extra: Mapping[str, Sequence[str]],
+) -> str:
+    """Arms by mass: the mean of a sum over samples, three digits."""
+    lines = [
+        "| | " + " | ".join(f"mass {mass:g}" for mass in masses) + " |",
+        "|---|" + "---|" * len(masses),
+    ]
+    for arm in finished(cells):
+        found = [pooled(cells, key, arm=arm, group=group, guidance=guidance, mass=mass) for mass in masses]
+        lines.append(f"| {arm} | " + " | ".join(f"{sum_ / n:.3f}" if n else "-" for sum_, n in found) + " |")
+    for name, values in extra.items():
+        lines.append(f"| *{name}* | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def plot_rates(
+    path: Path,
+    cells: Sequence[Cell],
+    key: str,
+    group: str,
+    guidances: Sequence[float],
+    masses: Sequence[float],
+    title: str,
+    lines: Mapping[str, Sequence[float]],
+) -> None:
+    """Share against mass, a panel per guidance, with Wilson intervals; `lines` are references."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(guidances), figsize=(5.2 * len(guidances), 4.2), sharey=True, squeeze=False)
+    for axis, guidance in zip(axes[0], guidances, strict=True):
+        for arm in finished(cells):
+            found = [pooled(cells, key, arm=arm, group=group, guidance=guidance, mass=mass) for mass in masses]
+            shares = [100 * sum_ / max(n, 1) for sum_, n in found]
+            spans = [wilson(int(sum_), n) for sum_, n in found]
+            error = [
+                [share - 100 * low for share, (low, _) in zip(shares, spans, strict=True)],
+                [100 * high - share for share, (_, high) in zip(shares, spans, strict=True)],
+            ]
+            axis.errorbar(masses, shares, yerr=error, marker="o", markersize=3, linewidth=1.2, capsize=2, label=arm)
+        for name, values in lines.items():
+            axis.plot(masses, [100 * value for value in values], "--", color="gray", linewidth=1, label=name)
+        axis.set(xscale="log", xlabel="share of the images in the cap", title=f"guidance {guidance:g}")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("% of samples")
+    axes[0][-1].legend(fontsize=7)
+    figure.suptitle(title)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+
+
+def cost_table(records: Records) -> str:
+    """CPU and wall seconds of every stage."""
+    lines = ["| stage | CPU-s | wall s |", "|---|---|---|"]
+    for name, record in sorted(records.items(), key=lambda item: _stage_order(item[0])):
+        lines.append(f"| {name} | {record['cpu_seconds']:.0f} | {record['wall_seconds']:.0f} |")
+    total = [sum(record[key] for record in records.values()) for key in ("cpu_seconds", "wall_seconds")]
+    lines.append(f"| **all** | **{total[0]:.0f}** | **{total[1]:.0f}** |")
+    return "\n".join(lines)
+
+
+def provenance_lines(records: Records) -> str:
+    """Commit, command, seeds, versions and machine."""
+    made = records["prompts"]["result"]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    seeds = sorted({record["result"]["seed"] for name, record in records.items() if name.startswith("arm-")})
+    return "\n".join(
+        [
+            f"- command: `{made['command']}` (in the folder `genmodel`; it goes on where it stopped)",
+            f"- begun at commit {made['commit']}" + (" with uncommitted changes" if made["changes"] else ""),
+            f"- seeds of the generators' trainings: {', '.join(map(str, seeds))}; of all else 0",
+            f"- {made['machine']}, {made['threads']} thread; Python {made['python']}, {versions}",
+        ]
+    )
+
+
+def write_figures(path: Path, records: Records, settings: Mapping[str, Any]) -> None:
+    """Everything the tables were made from, as JSON."""
+    write_json(path, {"settings": settings, "stages": dict(records)})
+
+
+def findings(folder: Path) -> str:
+    """What the figures mean, written by hand into `findings.md` after reading them; empty where there is none yet."""
+    path = folder / "findings.md"
+    return path.read_text().strip() + "\n\n" if path.is_file() else ""
+
+
+def _stage_order(name: str) -> tuple[int, str]:
+    first = ("prompts", "reader", "encoder", "images", "tokenizer", "encode", "second-stage", "reference")
+    return (first.index(name), name) if name in first else (len(first) + name.startswith("arm-"), name)

@@ -1,0 +1,136 @@
+"""Makes the clip-art set of the study again: about 10,000 pictures of 64x64 with captions, from Debian packages.
+
+    openclipart-png             public domain; captions from the PNGs' titles, keywords from their folders
+    fonts-noto-color-emoji      SIL Open Font License 1.1, with the names of unicode-cldr-core (Unicode License)
+    tuxpaint-stamps-default     GPL-2; captions from the stamps' English descriptions. Not for redistribution with genmodel
+
+    python tools/make_clipart.py --out genmodel/studies/out/clipart64.parquet
+    python tools/make_clipart.py --debs FOLDER      # takes .deb files that lie there instead of apt-get download
+
+Needs Pillow with Raqm, pyarrow, apt-get and dpkg-deb; with resvg-py (PyPI) the stamps that exist only as SVG are drawn
+too. Columns: `png` (bytes, RGB on white), `source`, `caption`, `keywords`. Pictures that come out the same are kept once,
+with the keywords of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from make_emoji import FONT, FONT_SIZE, PACKAGES, as_bytes, draw, on_white, read_names, unpacked
+
+CLIPART = "usr/share/openclipart/png"
+STAMPS = "usr/share/tuxpaint/stamps"
+SIZE = 64
+OUT = Path(__file__).resolve().parent.parent / "genmodel/studies/out/clipart64.parquet"
+
+Item = tuple[bytes, str, str, list[str]]
+
+
+def openclipart(root: Path) -> Iterator[Item]:
+    """Every picture of openclipart-png."""
+    from PIL import Image
+
+    folder = root / CLIPART
+    for path in sorted(folder.rglob("*.png")):
+        try:
+            with Image.open(path) as image:
+                title = str(image.info.get("Title", ""))
+                picture = on_white(image, SIZE)
+        except Image.DecompressionBombError:  # one or two are hundreds of megapixels
+            continue
+        keywords = [part.replace("-", "_") for part in path.relative_to(folder).parts[:-1] if part != "unsorted"]
+        if not _is_blank(picture):
+            yield as_bytes(picture, "PNG"), "openclipart", _caption(title, path.stem), keywords
+
+
+def emoji(root: Path) -> Iterator[Item]:
+    """Every emoji that the font has one picture for."""
+    from PIL import ImageFont
+
+    font = ImageFont.truetype(root / FONT, FONT_SIZE)
+    for one in read_names(root):
+        picture = draw(font, one.text)
+        if picture is not None:
+            yield as_bytes(on_white(picture, SIZE), "PNG"), "emoji", one.name, list(one.keywords)
+
+
+def tuxpaint(root: Path) -> Iterator[Item]:
+    """Every stamp with an English description."""
+    from PIL import Image
+
+    folder = root / STAMPS
+    for text in sorted(folder.rglob("*.txt")):
+        picture = text.with_suffix(".png")
+        drawing = text.with_suffix(".svg")
+        if picture.is_file():
+            with Image.open(picture) as image:
+                small = on_white(image, SIZE)
+        elif drawing.is_file() and (data := _from_svg(drawing)) is not None:
+            with Image.open(io.BytesIO(data)) as image:
+                small = on_white(image, SIZE)
+        else:
+            continue
+        lines = text.read_text("utf-8", errors="replace").splitlines()
+        if lines and lines[0].strip() and not _is_blank(small):
+            yield as_bytes(small, "PNG"), "tuxpaint", lines[0].strip(), []
+
+
+def _from_svg(path: Path) -> bytes | None:
+    try:
+        import resvg_py
+    except ImportError:
+        return None
+    try:
+        return bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=256))
+    except (ValueError, RuntimeError, OSError):
+        return None
+
+
+def _caption(title: str, stem: str) -> str:
+    # Titles such as "Clipart by Nicu Buculei - arrow08_4" name the author first; some are empty or generic.
+    title = re.sub(r"&(\w+|#\d+);", " ", title)
+    title = re.sub(r"(?i)^clip ?art by [^-]+-\s*", "", title).strip()
+    if not title or re.fullmatch(r"(?i)(untitled|drawing|new document|clip ?art|title)[\s\d]*", title):
+        title = stem
+    title = re.sub(r"(?i)\.(svg|png)$", "", title).replace("_", " ")
+    title = re.sub(r"\s*\d+$", "", title) or title
+    return " ".join(title.split()) or stem
+
+
+def _is_blank(picture: Any) -> bool:
+    low, high = picture.convert("L").getextrema()
+    return bool(high - low < 24)
+
+
+def main() -> None:
+    """Writes the set."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--debs", type=Path, help="folder with the packages' .deb files")
+    settings = parser.parse_args()
+    rows: dict[bytes, dict[str, Any]] = {}
+    with unpacked((*PACKAGES, "openclipart-png", "tuxpaint-stamps-default"), settings.debs) as root:
+        for items in (openclipart(root), emoji(root), tuxpaint(root)):
+            for png, source, caption, keywords in items:
+                row = rows.setdefault(png, {"png": png, "source": source, "caption": caption, "keywords": []})
+                row["keywords"] += [word for word in keywords if word not in row["keywords"]]
+    schema = pa.schema(
+        [("png", pa.binary()), ("source", pa.string()), ("caption", pa.string()), ("keywords", pa.list_(pa.string()))]
+    )
+    table = pa.Table.from_pylist(list(rows.values()), schema)
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, settings.out)
+    counts = {source: table["source"].to_pylist().count(source) for source in ("openclipart", "emoji", "tuxpaint")}
+    print(f"{len(table)} pictures {counts}, {len(set(table['caption'].to_pylist()))} captions: {settings.out}")
+
+
+if __name__ == "__main__":
+    main()
