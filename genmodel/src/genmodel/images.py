@@ -303,7 +303,8 @@ def _bytes_column(path: Path, schema: pa.Schema) -> str:
 
 def _parquet_names(path: Path, file: pq.ParquetFile, column: str) -> list[str]:
     schema = file.schema_arrow
-    if "path" in schema.names and column != "path" and pa.types.is_string(schema.field("path").type):
+    kind = schema.field("path").type if "path" in schema.names and column != "path" else None
+    if kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         names = file.read(columns=["path"])["path"].to_pylist()
         return [name if name is not None else f"{path.name}#{row}" for row, name in enumerate(names)]
     return [f"{path.name}#{row}" for row in range(file.metadata.num_rows)]

@@ -85,7 +85,9 @@ def load_ldm(source: str) -> LDMTokenizer:
         else:
             vq = vq_model.from_pretrained(path, subfolder="vqvae")
     except Exception as error:  # diffusers and the hub raise their own kinds
-        raise DataError(f"{path!r} is no file, folder or hub name of a VQ autoencoder: {error}") from error
+        raise DataError(
+            f"{path!r} is no file, folder or hub name of a VQ autoencoder: {error} (without a network give a file)"
+        ) from error
     return LDMTokenizer(vq, size)
 
 
