@@ -16,7 +16,7 @@ from genmodel.model import Generator
 ORDERS = ("raster", "random")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: Generator,
     condition: Condition,

@@ -66,8 +66,8 @@ def attend(qkv: Tensor, heads: int, sharpness: Tensor, angles: Tensor, cache: KV
     Queries and keys are normalized to length sqrt(size), queries times their head's `sharpness` (heads,). With a
     `cache`, the l steps follow those already in it: one at a time, or several that start it.
     """
-    n, length, _ = qkv.shape
-    qkv = qkv.view(n, length, 3, heads, -1)
+    n, length, width = qkv.shape
+    qkv = qkv.view(n, length, 3, heads, width // (3 * heads))
     if fuses(qkv):
         q, k, v = fused.NormedTurned.apply(qkv, sharpness, fused.turns_of(angles).unsqueeze(-2), EPS)
     else:
@@ -79,7 +79,7 @@ def attend(qkv: Tensor, heads: int, sharpness: Tensor, angles: Tensor, cache: KV
         k, v = cache.append(k, v)
     # One new step sees everything before it; several start an empty cache, where the causal mask is square.
     y = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
-    return y.transpose(1, 2).reshape(n, length, -1)
+    return y.transpose(1, 2).reshape(n, length, width // 3)
 
 
 def activate(y: Tensor, activation: str) -> Tensor:
