@@ -1,0 +1,98 @@
+"""From 64 image files to a report, as a user types it: tokenizer, encode, train, sample, evaluate."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from support import plain_images, write_images
+
+from genmodel import cli, grids
+
+pytest.importorskip("open_clip")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with photos and the folder of a tiny, random open_clip model."""
+    import open_clip
+
+    from genmodel.encoders import save_encoder
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_images(folder / "photos", plain_images(64, 32))
+    (folder / "photos" / "broken.png").write_bytes(b"not an image")
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_encoder(folder / "clip", open_clip.model.CLIP(**config), config)
+    return folder
+
+
+def run(*words):
+    return cli.main([str(word) for word in words])
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_whole_way(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    tokenizer = ("--image-size", 32, "--grid", 4, "--width", 16, "--levels", 4, 4, 4, "--steps", 20, "--batch-size", 16)
+    assert run("tokenizer", "train", "photos", "tokenizer", *tokenizer) == 0
+    assert (
+        run("encode", "photos", "shards", "--encoder", "clip", "--tokenizer", "tokenizer", "--rows-per-shard", 40) == 0
+    )
+    encoded = json.loads(capsys.readouterr().out.split("}\n")[1] + "}")
+    assert (encoded["rows"], encoded["broken"]) == (64, 1)
+
+    (place / "train.toml").write_text(
+        'data = "shards"\nout = "run"\ndepth = 1\nwidth = 32\nheads = 2\nprior = "slerp"\nradii = "mixture"\n'
+        'batch_size = 16\nheldout = 6\ndevice = "cpu"\n'
+    )
+    assert run("train", "train.toml", "--steps", 10) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert trained["step"] == 10
+    assert np.isfinite(trained["loss"])
+
+    assert run("sample", "run", "--prompt", "a red thing", "--max-cos-distance", 0.7, "--n", 3) == 0
+    settings = grids.read_settings("samples.png")
+    assert settings["prompt"] == ["a red thing"]
+    assert settings["bounds"] == [0.7]
+    assert "3 images" in capsys.readouterr().out
+
+    (place / "prompts.txt").write_text("red\nblue\n")
+    assert run("shift", "shards", "shift.npy", "--prompts", "prompts.txt") == 0
+    asked = ("--prompt", "red", "blue", "--mass", 0.3, "--shift", "shift.npy", "--n", 2)
+    assert run("sample", "run", *asked, "--retrieve", "--best-of", 2, "--out", "retrieved.png") == 0
+    assert run("sample", "run", *asked, "--interpolate", 3, "--out", "walk.png") == 0
+    assert len(grids.read_settings("walk.png")["labels"]) == 3
+    edit = ("--edit-from", "red", "--edit-to", "blue")
+    assert run("sample", "run", "--image", "photos/0000.png", *edit, "--mass", 0.3, "--out", "edit.png") == 0
+
+    import captree
+
+    from genmodel.shards import open_shards
+
+    captree.build(open_shards("shards").embeddings, out="tree.captree")
+    small = ("--steps", 5, "--batch-size", 32, "--width", 16, "--depth", 1)
+    assert run("second-stage", "train", "tree.captree", "stage.safetensors", *small) == 0
+    two = ("--second-stage", "stage.safetensors", "--max-cos-distance", 0.5, "--n", 2, "--out", "two.png")
+    assert run("sample", "run", "--prompt", "red", *two) == 0
+
+    capsys.readouterr()
+    sizes = ("--n", 6, "--text-n", 2, "--mass", 0.3, "--guidance", 2)
+    assert run("evaluate", "run", "--prompts", "prompts.txt", *sizes) == 0
+    assert "Caps around texts" in capsys.readouterr().out
+    assert (place / "evaluation" / "report.json").is_file()
+
+
+@pytest.mark.filterwarnings("default")
+def test_mistakes_on_the_way_are_told(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    assert run("encode", "nowhere", "shards2", "--encoder", "clip") == 1
+    assert run("train", "--data", "nowhere", "--out", "run2") == 1
+    assert run("evaluate", "nowhere") == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.count("genmodel: error:") == 3
