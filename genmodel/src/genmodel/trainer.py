@@ -77,7 +77,8 @@ class Trainer:
         self.module = module
         if config.compile == "yes" or (config.compile == "auto" and not on_cpu):
             size = config.micro_batch_size or config.batch_size // world.size
-            self.module = compiled(module, model, size, world.device, self.dtype) or module
+            quick = compiled(module, model, size, world.device, self.dtype)
+            self.module = module if quick is None else quick
         self.parameters = sum(p.numel() for p in model.parameters())
         self.figures = Figures()
         self._flops = model.flops_per_token()
