@@ -1,5 +1,9 @@
 """Sampling: guidance, seeds and batches, bounds, best-of, retrieval, the second stage, and grids that remember."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import captree
 import numpy as np
 import pytest
@@ -13,6 +17,8 @@ from genmodel.errors import ConfigError, DataError, InputError
 from genmodel.sample import SampleConfig, sample, titles_of
 from genmodel.sampler import Sampler, best
 from genmodel.second_stage import Flow, FlowSize
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +169,6 @@ def test_what_is_missing_is_named(sampler, texts):
     ],
 )
 def test_contradictions_are_found_before_anything_is_opened(tmp_path, settings, message):
-    from pathlib import Path
-
     settings = {name: Path(value) if name in ("out", "shift") else value for name, value in settings.items()}
     with pytest.raises(ConfigError, match=message):
         sample(SampleConfig(tmp_path / "none", **settings))
@@ -211,3 +215,19 @@ def test_bad_grids(tmp_path):
         grids.read_settings(tmp_path / "none.png")
     with pytest.raises(DataError, match="cannot be written"):
         grids.save_grid(tmp_path / "plain.png" / "grid.png", plain_images(3), 2)
+
+
+# ---- the example
+
+
+def test_clip_guided_optimization_climbs():
+    spec = importlib.util.spec_from_file_location("clip_guided", EXAMPLES / "clip_guided.py")
+    example = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(example)
+    encoder, tokenizer = FakeEncoder(), FakeTokenizer()
+    target = encoder.text(["red"])[0]
+    start = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(0))
+    tokens, history = example.optimize(encoder, tokenizer, target, start, steps=60, crops=2)
+    assert tokens.shape == (2, 16)
+    assert history[-1] > history[0] + 0.3
+    assert float((encoder.images(tokenizer.decode(tokens)) @ target).mean()) > history[0] + 0.3

@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from genmodel.errors import ConfigError, DataError, InputError
+from genmodel.images import decode_image
 
 __all__ = [
     "Prompt",
@@ -149,20 +150,15 @@ def image_prompts(encoder: Any, paths: Sequence[str | os.PathLike[str]]) -> list
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """An image file as RGB; transparent parts become white.
+    """An image file as RGB, as ``genmodel encode`` reads it: upright, transparent parts white.
 
     Raises:
         DataError: a file that is missing or no image.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                layers = image.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
-            return image.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: expected an image, got a file that Pillow cannot read ({error})") from error
+        return decode_image(Path(path).read_bytes())
+    except DataError as error:
+        raise DataError(f"{path}: expected an image, got {error}") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
 
