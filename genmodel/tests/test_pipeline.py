@@ -1,6 +1,9 @@
 """From 64 image files to a report, as a user types it: tokenizer, encode, train, sample, evaluate."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,3 +99,48 @@ def test_mistakes_on_the_way_are_told(place, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert error.count("genmodel: error:") == 3
+
+
+TUTORIAL = Path(__file__).parents[2] / "docs" / "genmodel.md"
+COMMAND = re.compile(r"^\$ genmodel (?P<words>(?:[^\n]*\\\n)*[^\n]*)", re.MULTILINE)
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+# What makes the tutorial's commands small; they come last and win.
+SMALLER = {
+    "tokenizer train": "--width 16 --levels 4 4 4 --steps 5 --batch-size 8",
+    "train": "--depth 1 --width 32 --heads 2 --steps 5 --batch-size 8 --heldout 6 --radii mixture",
+    "second-stage train": "--steps 5 --batch-size 16 --width 16 --depth 1",
+    "evaluate": "--n 6 --text-n 1",
+}
+
+
+@pytest.mark.skipif(not TUTORIAL.is_file(), reason="the tutorial is part of the repository, not of the distribution")
+@pytest.mark.filterwarnings("default")
+def test_the_tutorial(place, monkeypatch):
+    folder = place / "tutorial"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("photos", "clip"):
+        (folder / name).symlink_to(place / name)
+    (folder / "prompts.txt").write_text("a red thing\na blue thing\n")
+    text = TUTORIAL.read_text(encoding="utf-8")
+    (settings,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (folder / "train.toml").write_text(settings)
+    cli.from_mapping(cli._named(cli.VERBS["train"].config), cli.read_config(folder / "train.toml"))
+    blocks = sorted([*COMMAND.finditer(text), *PYTHON.finditer(text)], key=lambda match: match.start())
+    namespace: dict[str, object] = {}
+    ran = 0
+    for match in blocks:
+        if match.re is PYTHON:
+            exec(match[1], namespace)
+            continue
+        words = shlex.split(match["words"].replace("\\\n", " "))
+        verb, rest = cli._find(words)
+        if "--help" in words:
+            continue
+        if match.start() < text.index("## Without a hub\n"):
+            cli._parse(verb, rest)  # needs weights of others; that the command makes sense can be told
+        else:
+            assert run(*words, *shlex.split(SMALLER.get(verb.name, ""))) == 0, match[0]
+            ran += 1
+    assert ran >= 12

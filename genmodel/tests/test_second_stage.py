@@ -29,17 +29,8 @@ def toy_pairs(batch_size=256, seed=0):
         yield rows.astype(np.float32), centers.astype(np.float32), limits.astype(np.float32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These tensors are too small to share: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def flow(one_thread):
+def flow():
     return train_flow(toy_pairs(), FlowSize(3, 64, 2), steps=900, learning_rate=3e-3, ema=0.99)
 
 
