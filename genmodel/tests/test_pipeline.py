@@ -83,6 +83,13 @@ def test_the_whole_way(place, capsys, monkeypatch):
     two = ("--second-stage", "stage.safetensors", "--max-cos-distance", 0.5, "--n", 2, "--out", "two.png")
     assert run("sample", "run", "--prompt", "red", *two) == 0
 
+    # The same as a function; the second call finds the module imported and the name a function still.
+    import genmodel
+
+    for _ in range(2):
+        result = genmodel.sample("run", prompt="red", max_cos_distance=0.7, n=2, out=None)
+        assert result.images.shape == (2, 3, 32, 32)
+
     capsys.readouterr()
     sizes = ("--n", 6, "--text-n", 2, "--mass", 0.3, "--guidance", 2)
     assert run("evaluate", "run", "--prompts", "prompts.txt", *sizes) == 0

@@ -174,6 +174,13 @@ def test_contradictions_are_found_before_anything_is_opened(tmp_path, settings, 
         sample(SampleConfig(tmp_path / "none", **settings))
 
 
+def test_settings_may_be_given_alone():
+    config = SampleConfig("run", prompt="red", image="a.png", max_cos_distance=0.5, out="x.png", tree="t")
+    assert (config.checkpoint, config.out, config.tree) == (Path("run"), Path("x.png"), Path("t"))
+    assert (config.prompt, config.image, config.max_cos_distance) == (("red",), (Path("a.png"),), (0.5,))
+    assert SampleConfig("run", mass=[0.1, 0.2]).mass == (0.1, 0.2)
+
+
 # ---- grids
 
 

@@ -102,6 +102,10 @@ class EvaluateConfig:
     threads: int | None = None
     plots: bool = True
 
+    def __post_init__(self) -> None:
+        paths = ("checkpoint", "out", "prompts", "held_out", "shift", "second_stage", "data", "tree")
+        ask.plain_settings(self, ("prompt", "mass", "max_cos_distance", "guidance"), paths)
+
 
 @dataclass
 class Measured:
@@ -265,7 +269,7 @@ def evaluate(config: EvaluateConfig, say: Say | None = None) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     started = time.monotonic()
     run = _Run(config, say or (lambda _: None))
-    report = {
+    report: dict[str, Any] = {
         "settings": dataclasses.asdict(config),
         "model": run.facts(),
         "images": run.image_table(),
@@ -306,7 +310,7 @@ class _Run:
             from genmodel.second_stage import load_second_stage
 
             stage = load_second_stage(config.second_stage, config.device)
-        self.how = {
+        self.how: dict[str, Any] = {
             "temperature": config.temperature,
             "top_p": config.top_p,
             "seed": config.seed,
@@ -316,8 +320,9 @@ class _Run:
         }
         self.say(f"unconditional samples: {config.n}")
         begun = time.monotonic()
-        draw = {"temperature": config.temperature, "top_p": config.top_p, "seed": config.seed + 1}
-        self.free_result = self.sampler.samples([], n=config.n, **draw)
+        self.free_result = self.sampler.samples(
+            [], n=config.n, temperature=config.temperature, top_p=config.top_p, seed=config.seed + 1
+        )
         assert self.free_result.embeddings is not None
         self.free = self.sets["unconditional"] = self.free_result.embeddings
         self.seconds = time.monotonic() - begun

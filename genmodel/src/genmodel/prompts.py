@@ -38,6 +38,7 @@ __all__ = [
     "interpolate",
     "load_shift",
     "open_image",
+    "plain_settings",
     "retrieve",
     "save_shift",
     "shifted",
@@ -324,6 +325,28 @@ def retrieve(tree: Any, centers: Any, max_cos_distance: Any, n: int, seed: int =
             f"{first + 1} (the nearest is at {nearest:.3f})"
         )
     return np.asarray(rows, np.int64), unit(tree.take(rows))
+
+
+def plain_settings(config: Any, several: Sequence[str], paths: Sequence[str] = ()) -> None:
+    """Makes tuples of what is given alone, and paths of texts, in a dataclass of settings that a program has filled.
+
+    Args:
+        config: the dataclass; changed in place.
+        several: fields that hold tuples.
+        paths: fields that hold a path, or a tuple of them.
+    """
+    for name in several:
+        value = getattr(config, name)
+        if isinstance(value, (str, os.PathLike, int, float)):
+            setattr(config, name, (value,))
+        elif isinstance(value, (list, np.ndarray)):
+            setattr(config, name, tuple(value))
+    for name in paths:
+        value = getattr(config, name)
+        if isinstance(value, str):
+            setattr(config, name, Path(value))
+        elif isinstance(value, tuple):
+            setattr(config, name, tuple(Path(part) for part in value))
 
 
 def _matrix(rows: Any, name: str) -> NDArray[Any]:

@@ -89,6 +89,10 @@ class SampleConfig:
     ema: bool = True
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        paths = ("checkpoint", "image", "out", "shift", "second_stage", "tree")
+        ask.plain_settings(self, ("prompt", "image", "max_cos_distance", "mass"), paths)
+
 
 def sample(config: SampleConfig) -> SampleResult:
     """Draws images as `config` says and writes the grid.

@@ -160,7 +160,7 @@ class Sampler:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(iter(self.model.parameters())).device
+        return torch.device(next(iter(self.model.parameters())).device)
 
     @property
     def kind(self) -> str:
@@ -203,14 +203,22 @@ class Sampler:
         made = []
         for start in range(0, len(condition), self.batch_size):
             part = condition[slice(start, start + self.batch_size)]
-            options = {"guidance": guidance, "temperature": temperature, "top_p": top_p}
-            made.append(generate(self.model, part, seed=seed, first=start, **options).cpu())
+            drawn = generate(
+                self.model,
+                part,
+                guidance=guidance,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                first=start,
+            )
+            made.append(drawn.cpu())
         return torch.cat(made)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Images uint8 (n, 3, s, s) of tokens (n, L), on the host."""
-        parts = tokens.to(self.device).split(self.batch_size)
+        parts = torch.split(tokens.to(self.device), self.batch_size)
         return torch.cat([self.tokenizer.decode(part).cpu() for part in parts])
 
     @torch.no_grad()
@@ -218,7 +226,7 @@ class Sampler:
         """Unit embeddings float32 (n, d) of images uint8 (n, 3, h, w)."""
         if self.encoder is None:
             raise ConfigError("sample: expected an encoder to measure images with, got none")
-        parts = images.to(self.device).split(self.batch_size)
+        parts = torch.split(images.to(self.device), self.batch_size)
         return ask.unit(torch.cat([self.encoder.images(part).cpu() for part in parts]), "image embeddings")
 
     def reconstruct(self, tokens: Any) -> Tensor:

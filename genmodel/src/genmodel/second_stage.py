@@ -92,7 +92,8 @@ class Flow(nn.Module):
             stream = block(stream, given)
         # With unit variances, E[v | x_t] is this multiple of x_t, and what is left has this standard deviation.
         spread = ((1.0 - t) ** 2 + t**2)[:, None]
-        return (2.0 * t[:, None] - 1.0) / spread * x + self.output(self.norm(stream)) / spread.sqrt()
+        learned: Tensor = self.output(self.norm(stream))
+        return (2.0 * t[:, None] - 1.0) / spread * x + learned / spread.sqrt()
 
     def loss(self, embeddings: Tensor, center: Tensor, max_cos_distance: Tensor, generator: torch.Generator) -> Tensor:
         """Mean squared error of the velocity on embeddings (n, d), unit, with caps that hold them."""
@@ -152,7 +153,7 @@ class Flow(nn.Module):
             # Noise for all rows at every try: what one row gets does not depend on the fate of the others.
             noise = torch.randn(rows.shape, generator=generator).to(device)
             open_rows = torch.nonzero(away > limits).flatten()
-            for part in open_rows.split(batch_size):
+            for part in torch.split(open_rows, batch_size):
                 made = self._carry(noise[part], rows[part], limits[part], guidance, steps)
                 distance = 1.0 - (made * rows[part]).sum(1)
                 closer = distance < away[part]
@@ -188,8 +189,9 @@ class _Block(nn.Module):
 
     def forward(self, stream: Tensor, given: Tensor) -> Tensor:
         scale, move, gate = self.given(given).chunk(3, dim=1)
-        inner = self.down(functional.silu(self.up(self.norm(stream) * (1.0 + scale) + move)))
-        return stream + gate * inner
+        inner: Tensor = self.down(functional.silu(self.up(self.norm(stream) * (1.0 + scale) + move)))
+        moved: Tensor = stream + gate * inner
+        return moved
 
 
 def _fourier(value: Tensor) -> Tensor:
