@@ -2,14 +2,14 @@
 
     openclipart-png             public domain; captions from the PNGs' titles, keywords from their folders
     fonts-noto-color-emoji      SIL Open Font License 1.1, with the names of unicode-cldr-core (Unicode License)
-    tuxpaint-stamps-default     GPL-2; captions from the stamps' English descriptions. Not for redistribution with genmodel
+    tuxpaint-stamps-default     GPL-2; captions from the stamps' English descriptions; not to be shipped with genmodel
 
     python tools/make_clipart.py --out genmodel/studies/out/clipart64.parquet
     python tools/make_clipart.py --debs FOLDER      # takes .deb files that lie there instead of apt-get download
 
 Needs Pillow with Raqm, pyarrow, apt-get and dpkg-deb; with resvg-py (PyPI) the stamps that exist only as SVG are drawn
-too. Columns: `png` (bytes, RGB on white), `source`, `caption`, `keywords`. Pictures that come out the same are kept once,
-with the keywords of all.
+too. Columns: `png` (bytes, RGB on white), `source`, `caption`, `keywords`. Pictures that come out the same are kept
+once, with the keywords of all.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import subprocess
+import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
@@ -141,7 +143,11 @@ def main() -> None:
     parser.add_argument("--debs", type=Path, help="folder with the packages' .deb files")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--image-tower", action="store_true", help="also train the image tower that the demo ships")
+    parser.add_argument("--only-tower", action="store_true", help="train it on the emoji that --out holds already")
     settings = parser.parse_args()
+    if settings.only_tower:
+        train_image_tower(settings.out)
+        return
     rows: list[dict[str, object]] = []
     seen: set[bytes] = set()
     with unpacked(PACKAGES, settings.debs) as root:
@@ -159,9 +165,50 @@ def main() -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema), settings.out, compression="zstd")
     print(f"{len(rows)} emoji, {settings.out.stat().st_size / 1e6:.2f} MB: {settings.out}")
     if settings.image_tower:
-        from genmodel.demo import train_image_tower
-
         train_image_tower(settings.out)
+
+
+def train_image_tower(emoji: Path, steps: int = 1200, batch_size: int = 128) -> None:
+    """Trains the image tower of the demo's given encoder on emoji and their names, and writes it as float16."""
+    import pyarrow.parquet as pq
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    genmodel = Path(__file__).resolve().parent.parent / "genmodel"
+    sys.path[:0] = [str(genmodel), str(genmodel / "src")]
+    from genmodel.demo import CONFIG, TOWER
+    from genmodel.images import load_squares
+    from studies.clipart.encoder import augment, embed_texts
+    from studies.common import train_open_clip
+
+    table = pq.read_table(emoji)
+    images, _ = load_squares(emoji, 32)
+    texts = [
+        [name, f"{name}: {', '.join(words)}"] if words else [name]
+        for name, words in zip(table["caption"].to_pylist(), table["keywords"].to_pylist(), strict=True)
+    ]
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        report = train_open_clip(
+            CONFIG,
+            images,
+            texts,
+            Path(folder),
+            steps=steps,
+            batch_size=batch_size,
+            seed=0,
+            learning_rate=2e-3,
+            text_features=embed_texts(texts),
+            augment=augment,
+        )
+        weights = load_file(Path(folder) / "open_clip_model.safetensors")
+    tower = {
+        key.removeprefix("visual."): value.half().contiguous()
+        for key, value in weights.items()
+        if key.startswith("visual.") and value.is_floating_point()
+    }
+    save_file(tower, TOWER, {"report": json.dumps(report)})
+    print(f"loss {report['loss']}, {TOWER.stat().st_size / 1e6:.2f} MB: {TOWER}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """The arms that both studies compare: what each trains on, and what it is given at a prompt.
 
-=============================  ==========================================================================================
+=============================  =========================================================================================
 own embedding                  the baseline: trained on each image's own embedding; at a prompt, the text's embedding
 uniform caps                   center uniform by area in a cap of the drawn radius around the image: no tree needed
 slerp caps                     center between two random images, image drawn by captree inside the cap
 slerp + noise                  the same with noise added to the center
 gap shift                      the same, then shifted by mean text minus mean image
 slerp + noise, prompt shifted  the model of slerp + noise; the shift is taken off the text's embedding instead
-retrieval prior                a training embedding drawn by captree inside the text's cap, then the own-embedding model
+retrieval prior                a training embedding drawn by captree in the text's cap, then the own-embedding model
 two stages                     an embedding drawn by a learned flow (cap -> embedding), then the own-embedding model
-=============================  ==========================================================================================
+=============================  =========================================================================================
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from genmodel.prompts import Prompt, bounds, shifted
-from genmodel.sample import Sampler, SampleResult
+from genmodel.sampler import Sampler, SampleResult
 from genmodel.second_stage import SecondStageConfig, train_second_stage
 from genmodel.train import TrainConfig, train
-from numpy.typing import NDArray
 
 # Names in a study's folder.
 SHARDS = "shards"
@@ -70,7 +71,7 @@ class RunConfig:
     token_dropout: float = 0.1
     radii: str = "mass:0.0005:1"
     """Prior of bounds where the tree gives them: log-uniform shares of the images."""
-    second_stage_steps: int = 1500
+    second_stage_steps: int = 600
     second_stage_width: int = 256
 
 
@@ -96,7 +97,7 @@ ARMS = (
 
 
 def train_line(training: str, seed: int, run: RunConfig, out: Path, threads: int) -> dict[str, Any]:
-    """Trains one of :data:`TRAININGS` into ``OUT/train-NAME-SEED``, or goes on with it; returns the report's figures."""
+    """Trains one of :data:`TRAININGS` into ``OUT/train-NAME-SEED``, or goes on with it; returns its figures."""
     settings: dict[str, Any] = {"radii": run.radii, **TRAININGS[training]}
     if settings["prior"] == "gap-shift":
         settings["shift"] = str(out / SHIFT)

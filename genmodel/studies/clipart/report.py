@@ -9,12 +9,13 @@ from ..common import percent
 from ..reporting import (
     Records,
     arm_cells,
+    bullets,
     cost_table,
     findings,
     mean_table,
     plot_rates,
     pooled,
-    provenance_lines,
+    provenance_points,
     rate_table,
     write_figures,
 )
@@ -83,19 +84,26 @@ def _setup(records: Records, config: ClipartConfig) -> str:
     fidelity = records["reference"]["result"]["cells"][0]["fidelity"]
     generators = [record["result"] for name, record in records.items() if name.startswith("train-")]
     size = f"{generators[0]['parameters'] / 1e6:.1f}M parameters, " if generators else ""
-    return f"""## What was done
-
-{provenance_lines(records)}
-- {rows["encoder"]:,} pictures with captions for the given encoder, {rows["generator"]:,} without for tokenizer and generators, {rows["test"]} for tests; the
-  table is made by `tools/make_clipart.py`
-- the given encoder: open_clip, all-MiniLM-L6-v2 as the frozen text tower, a convolutional image tower of our own training. Text ->
-  image recall on {recall["n"]} unseen pictures: {", ".join(f"{100 * recall[k] / recall['n']:.0f}% at {k}" for k in ("1", "5", "10"))} (chance {100 / recall["n"]:.1f}, {500 / recall["n"]:.0f}, {1000 / recall["n"]:.0f})
-- the tokenizer: FSQ, 8x8 tokens of 1000, {tokenizer["psnr"]:.1f} dB on held-out pictures. An image and its reconstruction have a mean cosine of
-  {fidelity:.3f} by the encoder: the ceiling of all rates below
-- each generator: {size}{run.steps} steps of {run.batch_size} images
-- {len(records["prompts"]["result"]["prompts"])} texts, {config.samples_per_prompt} samples each, and {config.image_prompts} pictures, one sample each; intervals are 95% Wilson over samples
-- everything is judged by the encoder that also steers: there is no second judge here (the study of rendered scenes has one)
-"""
+    shares = ", ".join(f"{100 * recall[k] / recall['n']:.0f}% at {k}" for k in ("1", "5", "10"))
+    points = [
+        *provenance_points(records),
+        f"""{rows["encoder"]:,} pictures with captions for the given encoder, {rows["generator"]:,} without for
+        tokenizer and
+        generators, {rows["test"]} for tests; `tools/make_clipart.py` makes the table""",
+        f"""the given encoder: open_clip, all-MiniLM-L6-v2 as the frozen text tower and a convolutional image
+        tower of our own
+        training. Text -> image recall on {recall["n"]} unseen pictures: {shares} (chance 0.2, 1, 2)""",
+        f"""the tokenizer: FSQ, 8x8 tokens of 1,000, {tokenizer["psnr"]:.1f} dB on held-out pictures. A picture
+        and its
+        reconstruction have a mean cosine of {fidelity:.3f} by the encoder, which bounds all rates below""",
+        f"each generator: {size}{run.steps} steps of {run.batch_size} pictures",
+        f"""{len(records["prompts"]["result"]["prompts"])} texts, {config.samples_per_prompt} samples each, and
+        {config.image_prompts} pictures, one sample each; intervals are 95% Wilson over samples""",
+        """everything is judged by the encoder that also steers: there is no second judge here (the study of
+        rendered scenes
+        has one)""",
+    ]
+    return f"## What was done\n\n{bullets(points)}\n"
 
 
 def _reference(records: Records, config: ClipartConfig, group: str, key: str) -> list[tuple[float, int]]:

@@ -10,16 +10,17 @@ from typing import Any
 import captree
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from genmodel import grids
 from genmodel.encode import EncodeConfig, encode
 from genmodel.encoders import load_encoder
 from genmodel.prompts import Prompt, bounds, fit_shift, load_shift, save_shift, text_prompts, unit
-from genmodel.sample import Sampler, SampleResult
+from genmodel.sampler import Sampler, SampleResult
 from genmodel.second_stage import load_second_stage
 from genmodel.shards import open_shards
 from genmodel.tokenizers import load_tokenizer
 from genmodel.tokenizers.train import TokenizerConfig, train_tokenizer
-from numpy.typing import NDArray
 
 from ..arms import (
     ARMS,
@@ -55,13 +56,13 @@ class ClipartConfig:
     """Trainings of each arm."""
     threads: int = 1
     """torch threads."""
-    encoder_steps: int = 800
+    encoder_steps: int = 450
     encoder_batch: int = 128
-    tokenizer_steps: int = 6000
+    tokenizer_steps: int = 3000
     tokenizer_seconds: float | None = None
     """End the tokenizer's training after this time."""
-    tokenizer_width: int = 64
-    run: RunConfig = field(default_factory=lambda: RunConfig(steps=900, depth=5, width=160, heads=5, batch_size=64))
+    tokenizer_width: int = 48
+    run: RunConfig = field(default_factory=lambda: RunConfig(steps=450, depth=4, width=160, heads=5, batch_size=64))
     """Training of each arm and of the second stage."""
     masses: tuple[float, ...] = (0.01, 0.1, 0.5)
     """Bounds, as shares of the generator's images."""

@@ -1,7 +1,7 @@
 """The given encoder of the scenes: a small open_clip model trained on the captioned half.
 
-A convolutional image tower (open_clip's ModifiedResNet) and a two-layer text tower with open_clip's own tokenizer, built
-from a config by open_clip's model factory.
+A convolutional image tower (open_clip's ModifiedResNet) and a two-layer text tower with open_clip's own tokenizer,
+built from a config by open_clip's model factory.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from genmodel.encoders import Encoder
 from numpy.typing import NDArray
+
+from genmodel.encoders import Encoder
 
 from ..common import train_open_clip
 from .captions import CAPTION_WORDINGS, Prompts, describe

@@ -10,12 +10,13 @@ from ..reporting import (
     Cell,
     Records,
     arm_cells,
+    bullets,
     cost_table,
     findings,
     finished,
     plot_rates,
     pooled,
-    provenance_lines,
+    provenance_points,
     rate_table,
     write_figures,
 )
@@ -66,7 +67,11 @@ def write_report(records: Records, config: ScenesConfig) -> None:
             )
         }
         parts.append(rate_table(cells, "in_cap", group, config.guidances[-1], config.masses, extra) + "\n")
-    parts.append("## Grids\n\nGuidance 3; the cap holds 0.004 of the images for full prompts, 0.064 for pairs.\n")
+    held = config.masses[1], config.masses[min(2, len(config.masses) - 1)]
+    parts.append(
+        f"## Grids\n\nGuidance {config.guidances[-1]:g}; caps hold {held[0]:g} of the images for full prompts, "
+        f"{held[1]:g} for pairs.\n"
+    )
     for path in sorted((config.report / "grids").glob("*.png")):
         parts.append(f"- [{path.stem}](grids/{path.name})")
     parts.append("\n## Cost\n\n" + cost_table(records) + "\n")
@@ -81,25 +86,34 @@ def _setup(records: Records, config: ScenesConfig) -> str:
     again = tokenizer["reader"]
     generators = [record["result"] for name, record in records.items() if name.startswith("train-")]
     size = f"{generators[0]['parameters'] / 1e6:.2f}M parameters, " if generators else ""
-    return f"""## What was done
-
-{provenance_lines(records)}
-- scenes: one shape of 4, 6 colors, 2 sizes, 5 places = 240 combinations on 32x32 pixels, with jitter of gray level, hue,
-  place, size and angle that no caption names; {config.images:,} in each half
-- the given encoder: an open_clip model trained on one half with captions; {prompts["held_out_combinations"]} combinations are in none of its images
-  or captions ({prompts["captions"]:,} different captions). Of 4,000 fresh scenes, the 10 nearest to a prompt obey it in
-  {percent(full["obeyed"], full["n"])}% (full prompts, all held out) and {percent(pair["obeyed"], pair["n"])}% (pairs)
-- the reader of the pixels is right on {percent(reader["obeyed"], reader["n"])}% of fresh scenes, and on
-  {percent(again["obeyed"], again["n"])}% of the tokenizer's reconstructions: **that is the ceiling of every rate by pixels below**
-  (by attribute {", ".join(f"{name} {100 * value / again['n']:.1f}%" for name, value in zip(NAMES, again["by_attribute"], strict=True))})
-- the tokenizer: FSQ, 8x8 tokens of {1000}, {tokenizer["psnr"]:.1f} dB on held-out scenes; it and the generators saw only the other half's
-  pictures, no captions
-- each generator: {size}{run.steps} steps of {run.batch_size} images; caps hold a log-uniform share of 0.0005 to 1 of the images, except
-  the uniform caps, whose center needs the bound first: 95% U[0, 1], 5% U[1, 2]
-- each prompt's cap holds the given share ("mass") of the generator's images; all arms are judged by the same caps. An arm
-  of own embeddings takes no bound, so one set of samples fills its line
-- intervals: 95% Wilson over samples, the seeds together ({", ".join(f"{arm}: {_seeds(records, arm)}" for arm in finished(arm_cells(records)))} seed(s))
-"""
+    shares = zip(NAMES, again["by_attribute"], strict=True)
+    by_attribute = ", ".join(f"{name} {100 * value / again['n']:.1f}%" for name, value in shares)
+    seeds = ", ".join(f"{arm} {_seeds(records, arm)}" for arm in finished(arm_cells(records)))
+    points = [
+        *provenance_points(records),
+        f"""scenes: one shape of 4, 6 colors, 2 sizes, 5 places = 240 combinations on 32x32 pixels, with jitter
+        of gray level,
+        hue, place, size and angle that no caption names; {config.images:,} in each half""",
+        f"""the given encoder: an open_clip model trained on one half with captions ({prompts["captions"]:,}
+        different ones);
+        {prompts["held_out_combinations"]} combinations are in none of its images or captions. Of 4,000 fresh
+        scenes, the 10 nearest to a prompt obey it in {percent(full["obeyed"], full["n"])}% (full prompts, all held out) and
+        {percent(pair["obeyed"], pair["n"])}% (pairs)""",
+        f"""the reader of the pixels is right on {percent(reader["obeyed"], reader["n"])}% of fresh scenes, and on
+        {percent(again["obeyed"], again["n"])}% of the tokenizer's reconstructions: **the ceiling of every rate
+        by pixels below** (by attribute: {by_attribute})""",
+        f"""the tokenizer: FSQ, 8x8 tokens of 1,000, {tokenizer["psnr"]:.1f} dB on held-out scenes; it and the
+        generators saw
+        only the other half's pictures, no captions""",
+        f"""each generator: {size}{run.steps} steps of {run.batch_size} images; caps hold a log-uniform share
+        of 0.0005 to 1 of
+        the images, except the uniform caps, whose center needs the bound first: 95% U[0, 1], 5% U[1, 2]""",
+        """each prompt's cap holds the given share ("mass") of the generator's images; all arms are judged by
+        the same caps.
+        An arm of own embeddings takes no bound, so one set of samples fills its line""",
+        f"intervals: 95% Wilson over samples, the seeds together (trainings: {seeds})",
+    ]
+    return f"## What was done\n\n{bullets(points)}\n"
 
 
 def _seeds(records: Records, arm: str) -> int:
@@ -134,10 +148,10 @@ def _share(cells: list[Cell], group: str, mass: float, key: str) -> float:
 
 
 def _attributes(cells: list[Cell], config: ScenesConfig, group: str) -> str:
-    mass = config.masses[1] if group != "pair" else config.masses[min(3, len(config.masses) - 1)]
+    mass = config.masses[1] if group != "pair" else config.masses[min(2, len(config.masses) - 1)]
     guidance = config.guidances[-1]
     lines = [
-        f"By attribute, mass {mass:g}, guidance {guidance:g} (% of samples; an attribute that is not named counts as obeyed):\n",
+        f"By attribute, mass {mass:g}, guidance {guidance:g} (% of samples; what is not named counts as obeyed):\n",
         "| | " + " | ".join(NAMES) + " | unreadable |",
         "|---|" + "---|" * (len(NAMES) + 1),
     ]

@@ -13,17 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+
 from genmodel import grids
 from genmodel.encode import EncodeConfig, encode
 from genmodel.encoders import load_encoder
 from genmodel.prompts import Prompt, fit_shift, load_shift, save_shift, text_prompts, unit
-from genmodel.sample import Sampler, SampleResult
+from genmodel.sampler import Sampler, SampleResult
 from genmodel.second_stage import load_second_stage
 from genmodel.shards import open_shards
 from genmodel.tokenizers import load_tokenizer
 from genmodel.tokenizers.train import TokenizerConfig, train_tokenizer
-from numpy.typing import NDArray
-from PIL import Image
 
 from ..arms import (
     ARMS,
@@ -64,12 +65,12 @@ class ScenesConfig:
     encoder_steps: int = 700
     encoder_batch: int = 128
     tokenizer_steps: int = 3500
-    run: RunConfig = field(default_factory=lambda: RunConfig(steps=700, depth=4, width=128, heads=4))
+    run: RunConfig = field(default_factory=lambda: RunConfig(steps=500, depth=4, width=128, heads=4))
     """Training of each arm and of the second stage."""
-    masses: tuple[float, ...] = (0.001, 0.004, 0.016, 0.064, 0.25)
+    masses: tuple[float, ...] = (0.001, 0.004, 0.04, 0.25)
     """Bounds, as shares of the generator's images. One of 240 combinations has 0.0042, one of 24 pairs 0.042."""
     guidances: tuple[float, ...] = (1.0, 3.0)
-    samples_per_prompt: int = 4
+    samples_per_prompt: int = 3
     image_prompts: int = 96
     only_until: str | None = None
     """Stop after the stage of this name."""
@@ -132,7 +133,7 @@ class Study:
         return [
             Group("full", text_prompts(encoder, self.full.texts), each, self.full.wanted),
             Group("pair", text_prompts(encoder, self.pair.texts), 2 * each, self.pair.wanted),
-            Group("image", pictures, max(1, each // 2), attributes),
+            Group("image", pictures, 1, attributes),
         ]
 
 
@@ -327,7 +328,7 @@ def _arm(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
     groups = study.groups(sampler.encoder)
 
     def keep(group: Group, mass: float, guidance: float, result: SampleResult) -> None:
-        shown = {"full": config.masses[1], "pair": config.masses[min(3, len(config.masses) - 1)]}.get(group.name)
+        shown = {"full": config.masses[1], "pair": config.masses[min(2, len(config.masses) - 1)]}.get(group.name)
         first, last = seed == config.seeds[0], guidance == config.guidances[-1]
         if first and last and shown is not None and (arm.way == "own" or mass == shown):
             save_grid(config.report / "grids" / f"{group.name}-{arm.key}.png", group, result)
