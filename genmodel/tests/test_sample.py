@@ -126,6 +126,9 @@ def test_a_second_stage_stands_between_cap_and_generator(sampler, texts):
     drawn = flow.draw(np.stack([p.center for p in texts]), 0.9, 3, seed=2).reshape(6, 24)
     assert np.allclose(result.condition.center, drawn, atol=1e-6)
     assert np.allclose(result.condition.high, 0.1)
+    guided = sampler.samples(texts, 0.9, 3, second_stage=flow, second_stage_guidance=3.0, seed=2)
+    drawn = flow.draw(np.stack([p.center for p in texts]), 0.9, 3, seed=2, guidance=3.0).reshape(6, 24)
+    assert np.allclose(guided.condition.center, drawn, atol=1e-6)
 
 
 @pytest.mark.parametrize(

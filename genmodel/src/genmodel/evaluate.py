@@ -62,6 +62,7 @@ class EvaluateConfig:
         shift: a vector of ``genmodel shift``, subtracted from text embeddings.
         retrieve: condition on training embeddings drawn inside the caps.
         second_stage: condition on embeddings drawn from the caps by this network.
+        second_stage_guidance: of its draws against the null cap; 1 is none.
         embedding_max_cos_distance: bound around an embedding that was drawn by one of the two.
         data: shards that the model was trained on; by default those the checkpoint names.
         tree: captree tree of their embeddings, with or without the rows held out; by default one without them is built.
@@ -91,6 +92,7 @@ class EvaluateConfig:
     shift: Path | None = None
     retrieve: bool = False
     second_stage: Path | None = None
+    second_stage_guidance: float = 1.0
     embedding_max_cos_distance: float = 0.1
     data: Path | None = None
     tree: Path | None = None
@@ -316,6 +318,7 @@ class _Run:
             "seed": config.seed,
             "retrieve": config.retrieve,
             "second_stage": stage,
+            "second_stage_guidance": config.second_stage_guidance,
             "embedding_max_cos_distance": config.embedding_max_cos_distance,
         }
         self.say(f"unconditional samples: {config.n}")

@@ -50,6 +50,7 @@ class SampleConfig:
         shift_scale: how much of it.
         retrieve: draw a training embedding inside the cap and use that.
         second_stage: file of ``genmodel second-stage train``: draw an embedding from the cap with it and use that.
+        second_stage_guidance: of its draws against the null cap; 1 is none, more draws nearer to the prompt.
         embedding_max_cos_distance: bound of the narrow cap around an embedding that was drawn by one of the two.
         tree: captree tree of the training embeddings, for `mass` and `retrieve`; by default the checkpoint's.
         encoder: another name or place for the encoder than the one in the checkpoint.
@@ -80,6 +81,7 @@ class SampleConfig:
     shift_scale: float = 1.0
     retrieve: bool = False
     second_stage: Path | None = None
+    second_stage_guidance: float = 1.0
     embedding_max_cos_distance: float = 0.1
     tree: Path | None = None
     encoder: str | None = None
@@ -135,6 +137,7 @@ def sample(config: SampleConfig) -> SampleResult:
         best_of=config.best_of,
         retrieve=config.retrieve,
         second_stage=stage,
+        second_stage_guidance=config.second_stage_guidance,
         embedding_max_cos_distance=config.embedding_max_cos_distance,
     )
     result.settings = _settings(config, result)

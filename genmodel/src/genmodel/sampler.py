@@ -246,6 +246,7 @@ class Sampler:
         best_of: int = 1,
         retrieve: bool = False,
         second_stage: Flow | None = None,
+        second_stage_guidance: float = 1.0,
         embedding_max_cos_distance: float = 0.1,
         measure: bool = True,
     ) -> SampleResult:
@@ -262,6 +263,7 @@ class Sampler:
             best_of: candidates per image; the one nearest to the prompt's target is kept.
             retrieve: put training embeddings drawn inside the caps in their place.
             second_stage: put embeddings drawn by this network in their place.
+            second_stage_guidance: of those draws against the null cap; 1 is none, more draws nearer to the centers.
             embedding_max_cos_distance: bound around such an embedding.
             measure: embed the images (where there is an encoder).
 
@@ -280,7 +282,7 @@ class Sampler:
                 rows, found = ask.retrieve(self.tree, centers, limits, each, seed)
             else:
                 assert second_stage is not None
-                found = second_stage.draw(centers, limits, each, seed=seed)
+                found = second_stage.draw(centers, limits, each, seed=seed, guidance=second_stage_guidance)
             condition = self.condition(found.reshape(-1, found.shape[-1]), embedding_max_cos_distance)
         else:
             centers = np.stack([prompt.center for prompt in prompts]).repeat(each, axis=0)
