@@ -164,7 +164,7 @@ def test_relaxed_codes_approach_the_argmax():
         tokenizer.encoder.head.weight.mul_(1e6)  # certain codes: the noise no longer matters
         tokenizer.encoder.head.bias.mul_(1e6)
     pixels = torch.rand(2, 3, 16, 16)
-    decoded, divergence, tokens = tokenizer.relaxed(pixels, temperature=0.01)
+    decoded, divergence, _, tokens = tokenizer.relaxed(pixels, temperature=0.01)
     exact = tokenizer.decode_vectors(tokenizer.codebook()[tokens].movedim(-1, 1))
     torch.testing.assert_close(decoded, exact, rtol=1e-3, atol=1e-3)
     assert 0 <= divergence.item() <= math.log(12) + 1e-4
@@ -175,7 +175,14 @@ def test_uniform_codes_have_no_divergence():
     with torch.no_grad():
         tokenizer.encoder.head.weight.zero_()
         tokenizer.encoder.head.bias.zero_()
-    assert abs(tokenizer.relaxed(torch.rand(1, 3, 16, 16), 1.0)[1].item()) < 1e-5
+    _, divergence, unevenness, _ = tokenizer.relaxed(torch.rand(1, 3, 16, 16), 1.0)
+    assert abs(divergence.item()) < 1e-5
+    assert abs(unevenness.item()) < 1e-5
+    with torch.no_grad():
+        tokenizer.encoder.head.bias[3] = 100  # one code alone
+    _, divergence, unevenness, _ = tokenizer.relaxed(torch.rand(1, 3, 16, 16), 1.0)
+    assert divergence.item() == pytest.approx(math.log(12), rel=1e-3)
+    assert unevenness.item() == pytest.approx(math.log(12), rel=1e-3)
 
 
 def test_schedules():

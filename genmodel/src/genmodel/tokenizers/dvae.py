@@ -41,7 +41,7 @@ class DVAETokenizer(OwnTokenizer):
         self.image_size, self.grid, self.codebook_size = image_size, grid, codebook_size
         factor = downsampling(image_size, grid)
         self.encoder = ConvEncoder(factor, width, depth, codebook_size)
-        self.vectors = nn.Parameter(torch.randn(codebook_size, channels) / math.sqrt(channels))
+        self.vectors = nn.Parameter(torch.randn(codebook_size, channels))
         self.decoder = ConvDecoder(factor, width, depth, channels)
         self._remember(
             {
@@ -68,18 +68,21 @@ class DVAETokenizer(OwnTokenizer):
         pixels: Tensor = self.decoder(vectors)
         return pixels
 
-    def relaxed(self, pixels: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    def relaxed(self, pixels: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One training pass with relaxed codes.
 
         Returns the reconstruction (n, 3, s, s), the KL divergence of the code distributions from the uniform one
-        (nats per place, a scalar), and the most probable tokens (n, grid, grid).
+        (nats per place, a scalar), the divergence of their mean over the batch from it (nats, a scalar: how unevenly
+        the codes are used), and the most probable tokens (n, grid, grid).
         """
         logits = self.encoder(pixels).float().movedim(1, -1)
         codes = F.gumbel_softmax(logits, tau=temperature, dim=-1)
         log_probabilities = logits.log_softmax(-1)
         divergence = (log_probabilities.exp() * (log_probabilities + math.log(self.codebook_size))).sum(-1).mean()
+        mean = log_probabilities.exp().flatten(0, -2).mean(0)
+        unevenness = (mean * (mean.clamp_min(1e-12).log() + math.log(self.codebook_size))).sum()
         pixels = self.decoder((codes @ self.vectors).movedim(-1, 1))
-        return pixels, divergence, logits.argmax(-1)
+        return pixels, divergence, unevenness, logits.argmax(-1)
 
 
 def temperature_at(progress: float, start: float, end: float, until: float) -> float:

@@ -72,6 +72,9 @@ class TokenizerConfig:
     """dvae: final weight of the KL term (nats per token) against the mean squared error per value."""
     kl_until: float = 0.25
     """dvae: share of the run over which that weight rises from 0."""
+    diversity_weight: float = 3e-3
+    """dvae: weight of the codes' uneven use over a batch (nats), which keeps a short run from using a few codes only;
+    as in wav2vec 2.0 (Baevski et al., 2020), DALL-E has none."""
     holdout: float = 0.05
     """Share of the images kept from training and used for the report (at most 1,000 images)."""
     max_images: int = 200_000
@@ -242,6 +245,7 @@ def _loss(model: Any, pixels: Tensor, config: TokenizerConfig, progress: float) 
         error = (decoded - pixels).square().mean()
         return error, error.detach()
     temperature = temperature_at(progress, *config.temperature, config.temperature_until)
-    decoded, divergence, _ = model.relaxed(pixels, temperature)
+    decoded, divergence, unevenness, _ = model.relaxed(pixels, temperature)
     error = (decoded - pixels).square().mean()
-    return error + kl_weight_at(progress, config.kl_weight, config.kl_until) * divergence, error.detach()
+    loss = error + kl_weight_at(progress, config.kl_weight, config.kl_until) * divergence
+    return loss + config.diversity_weight * unevenness, error.detach()
