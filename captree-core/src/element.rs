@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::distance::{Kernels, TileKernel};
+use crate::distance::{Kernels, Loops};
 
 /// How a tree stores its vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -46,8 +46,8 @@ pub(crate) trait Element: crate::store::Element {
     /// As for the instruction set's loads.
     unsafe fn load<S: crate::distance::Simd>(p: *const Self) -> S::V;
 
-    /// The tile kernel for rows of this type.
-    fn tile_kernel(kernels: &Kernels) -> TileKernel<Self>;
+    /// The loops for rows of this type.
+    fn loops(kernels: &Kernels) -> Loops<Self>;
 }
 
 impl Element for f16 {
@@ -66,8 +66,8 @@ impl Element for f16 {
         unsafe { S::load_f16(p) }
     }
 
-    fn tile_kernel(kernels: &Kernels) -> TileKernel<Self> {
-        kernels.tile_f16()
+    fn loops(kernels: &Kernels) -> Loops<Self> {
+        kernels.loops_f16()
     }
 }
 
@@ -87,7 +87,7 @@ impl Element for f32 {
         unsafe { S::load_f32(p) }
     }
 
-    fn tile_kernel(kernels: &Kernels) -> TileKernel<Self> {
-        kernels.tile_f32()
+    fn loops(kernels: &Kernels) -> Loops<Self> {
+        kernels.loops_f32()
     }
 }

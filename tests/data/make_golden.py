@@ -15,7 +15,7 @@ import numpy as np
 import captree
 from captree.testing import oracle, oracle_nearest
 
-VERSION = 1
+VERSION = 2
 ROWS, DIM = 100, 8
 
 

@@ -55,13 +55,7 @@ unsafe fn block<S: Simd, E: Element, const R: usize, const C: usize>(
         }
         for c in 0..C {
             for r in 0..R {
-                // The tail has fewer than LANES products; summed apart in MIN_LANES chains it would gain nothing.
-                let mut tail = [0.0f32; MIN_LANES];
-                for t in whole..d {
-                    let x = rows.get_unchecked(r).get_unchecked(t).to_f32();
-                    tail[t % MIN_LANES] += x * centers.get_unchecked(c).get_unchecked(t);
-                }
-                let rest = if whole < d { tail.iter().sum::<f32>() } else { 0.0 };
+                let rest = tail(rows.get_unchecked(r), centers.get_unchecked(c), whole);
                 *out.add(c * stride + r) = S::sum(acc[c][r]) + rest;
             }
         }
@@ -96,6 +90,46 @@ pub(super) unsafe fn tile<S: Simd, E: Element>(rows: &[&[E]], centers: &[&[f32]]
         }
         c += if wide { 4 } else { 1 };
     }
+}
+
+/// Dot products of `rows[i]` with `centers[i]`, four at a time to hide the latency of the sums.
+///
+/// # Safety
+/// As for [`super::TileKernel`], but for `out`, which has one element per row and center.
+#[inline(always)]
+pub(super) unsafe fn pairs<S: Simd, E: Element>(rows: &[&[E]], centers: &[&[f32]], out: &mut [f32]) {
+    let d = centers.first().map_or(0, |c| c.len());
+    let whole = d - d % S::LANES;
+    for ((rows, centers), out) in rows.chunks(4).zip(centers.chunks(4)).zip(out.chunks_mut(4)) {
+        // SAFETY: every row and center has `d` elements; the last ones stand in for what a short chunk lacks.
+        unsafe {
+            let last = rows.len() - 1;
+            let mut acc = [S::zero(); 4];
+            for i in (0..whole).step_by(S::LANES) {
+                for p in 0..4 {
+                    let x = E::load::<S>(rows.get_unchecked(p.min(last)).as_ptr().add(i));
+                    let q = S::load_f32(centers.get_unchecked(p.min(last)).as_ptr().add(i));
+                    acc[p] = S::mul_add(x, q, acc[p]);
+                }
+            }
+            for (p, out) in out.iter_mut().enumerate() {
+                *out = S::sum(acc[p]) + tail(rows[p], centers[p], whole);
+            }
+        }
+    }
+}
+
+/// What stands behind the last whole register. It has fewer than LANES products; summed apart in MIN_LANES chains.
+#[inline(always)]
+fn tail<E: Element>(row: &[E], center: &[f32], whole: usize) -> f32 {
+    if whole == center.len() {
+        return 0.0;
+    }
+    let mut tail = [0.0f32; MIN_LANES];
+    for (t, (x, q)) in row[whole..].iter().zip(&center[whole..]).enumerate() {
+        tail[t % MIN_LANES] += x.to_f32() * q;
+    }
+    tail.iter().sum()
 }
 
 /// Error-free sum: `a + b = s + e` exactly (Knuth's TwoSum).

@@ -29,12 +29,19 @@ pub const NORM_PRODUCT_MAX: f64 = 1.1;
 /// have `rows.len() * centers.len()` elements.
 pub(crate) type TileKernel<E> = unsafe fn(rows: &[&[E]], centers: &[&[f32]], out: &mut [f32]);
 
+/// The loops for rows of one type: all rows with all centers, and row by row with a center each.
+#[derive(Clone, Copy)]
+pub(crate) struct Loops<E> {
+    tile: TileKernel<E>,
+    pairs: TileKernel<E>,
+}
+
 /// The kernels of one instruction set. Holding one proves that the CPU has it: only [`Kernels::available`] makes them.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     name: &'static str,
-    f16: TileKernel<f16>,
-    f32: TileKernel<f32>,
+    f16: Loops<f16>,
+    f32: Loops<f32>,
     pair: unsafe fn(&[f32], &[f32]) -> (f64, f64),
 }
 
@@ -69,7 +76,20 @@ impl Kernels {
         assert!(rows.iter().all(|r| r.len() == d) && centers.iter().all(|c| c.len() == d));
         assert_eq!(out.len(), rows.len() * centers.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { E::tile_kernel(self)(rows, centers, out) }
+        unsafe { (E::loops(self).tile)(rows, centers, out) }
+    }
+
+    /// `out[i]` = float32 dot product of `rows[i]` and `centers[i]`, the same number as [`Kernels::dots`] gives.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub(crate) fn pairs<E: Element>(&self, rows: &[&[E]], centers: &[&[f32]], out: &mut [f32]) {
+        let Some(d) = centers.first().map(|c| c.len()) else { return };
+        assert!(rows.iter().all(|r| r.len() == d) && centers.iter().all(|c| c.len() == d));
+        assert!(rows.len() == centers.len() && out.len() == rows.len());
+        // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
+        unsafe { (E::loops(self).pairs)(rows, centers, out) }
     }
 
     /// Dot product of two float32 vectors as an unevaluated sum `hi + lo` of float64, compensated: off by about `d^2 2^-106`.
@@ -83,11 +103,11 @@ impl Kernels {
         unsafe { (self.pair)(a, b) }
     }
 
-    pub(crate) fn tile_f16(&self) -> TileKernel<f16> {
+    pub(crate) fn loops_f16(&self) -> Loops<f16> {
         self.f16
     }
 
-    pub(crate) fn tile_f32(&self) -> TileKernel<f32> {
+    pub(crate) fn loops_f32(&self) -> Loops<f32> {
         self.f32
     }
 }
@@ -152,6 +172,9 @@ mod tests {
                     let want = exact::dot(&centers[i / 6], &rows[i % 6]);
                     prop_assert!((f64::from(*got) - want).abs() <= f32_error(d), "{} {got} {want}", kernels.name());
                 }
+                let mut alone = [0.0; 5];
+                kernels.pairs(&rows32[..5], &refs, &mut alone);
+                alone.iter().enumerate().for_each(|(i, dot)| assert_eq!(*dot, out[i * 6 + i]));
                 kernels.dots(&rows16, &refs, &mut out);
                 for (i, got) in out.iter().enumerate() {
                     let row: Vec<f32> = half[i % 6].iter().map(|x| x.to_f32()).collect();

@@ -2,8 +2,8 @@
 
 use half::f16;
 
-use super::Kernels;
 use super::generic::{self, MIN_LANES, Simd};
+use super::{Kernels, Loops};
 
 struct Portable;
 
@@ -49,4 +49,19 @@ unsafe fn tile_f32(rows: &[&[f32]], centers: &[&[f32]], out: &mut [f32]) {
     unsafe { generic::tile::<Portable, f32>(rows, centers, out) }
 }
 
-pub(super) const KERNELS: Kernels = Kernels { name: "portable", f16: tile_f16, f32: tile_f32, pair: generic::pair };
+unsafe fn pairs_f16(rows: &[&[f16]], centers: &[&[f32]], out: &mut [f32]) {
+    // SAFETY: as above.
+    unsafe { generic::pairs::<Portable, f16>(rows, centers, out) }
+}
+
+unsafe fn pairs_f32(rows: &[&[f32]], centers: &[&[f32]], out: &mut [f32]) {
+    // SAFETY: as above.
+    unsafe { generic::pairs::<Portable, f32>(rows, centers, out) }
+}
+
+pub(super) const KERNELS: Kernels = Kernels {
+    name: "portable",
+    f16: Loops { tile: tile_f16, pairs: pairs_f16 },
+    f32: Loops { tile: tile_f32, pairs: pairs_f32 },
+    pair: generic::pair,
+};

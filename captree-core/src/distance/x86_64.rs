@@ -4,8 +4,9 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::Kernels;
 use super::generic::{self, Simd};
+use super::{Kernels, Loops};
+use crate::element::Element;
 
 struct Avx512;
 
@@ -86,27 +87,36 @@ impl Simd for Avx2 {
 }
 
 macro_rules! instantiate {
-    ($simd:ty, $features:literal, $name:literal, $f16:ident, $f32:ident, $pair:ident, $kernels:ident) => {
-        #[target_feature(enable = $features)]
-        unsafe fn $f16(rows: &[&[f16]], centers: &[&[f32]], out: &mut [f32]) {
-            // SAFETY: the caller keeps the contract of TileKernel and has the features.
-            unsafe { generic::tile::<$simd, f16>(rows, centers, out) }
+    ($simd:ty, $features:literal, $name:literal, $kernels:ident, $module:ident) => {
+        mod $module {
+            use super::*;
+
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn tile<E: Element>(rows: &[&[E]], centers: &[&[f32]], out: &mut [f32]) {
+                // SAFETY: the caller keeps the contract of TileKernel and has the features.
+                unsafe { generic::tile::<$simd, E>(rows, centers, out) }
+            }
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn pairs<E: Element>(rows: &[&[E]], centers: &[&[f32]], out: &mut [f32]) {
+                // SAFETY: the caller keeps the contract of TileKernel and has the features.
+                unsafe { generic::pairs::<$simd, E>(rows, centers, out) }
+            }
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn pair(a: &[f32], b: &[f32]) -> (f64, f64) {
+                generic::pair(a, b)
+            }
         }
-        #[target_feature(enable = $features)]
-        unsafe fn $f32(rows: &[&[f32]], centers: &[&[f32]], out: &mut [f32]) {
-            // SAFETY: the caller keeps the contract of TileKernel and has the features.
-            unsafe { generic::tile::<$simd, f32>(rows, centers, out) }
-        }
-        #[target_feature(enable = $features)]
-        unsafe fn $pair(a: &[f32], b: &[f32]) -> (f64, f64) {
-            generic::pair(a, b)
-        }
-        const $kernels: Kernels = Kernels { name: $name, f16: $f16, f32: $f32, pair: $pair };
+        const $kernels: Kernels = Kernels {
+            name: $name,
+            f16: Loops { tile: $module::tile::<f16>, pairs: $module::pairs::<f16> },
+            f32: Loops { tile: $module::tile::<f32>, pairs: $module::pairs::<f32> },
+            pair: $module::pair,
+        };
     };
 }
 
-instantiate!(Avx512, "avx512f,avx512vl,avx2,fma,f16c", "avx512", f16_512, f32_512, pair_512, AVX512);
-instantiate!(Avx2, "avx2,fma,f16c", "avx2", f16_256, f32_256, pair_256, AVX2);
+instantiate!(Avx512, "avx512f,avx512vl,avx2,fma,f16c", "avx512", AVX512, avx512);
+instantiate!(Avx2, "avx2,fma,f16c", "avx2", AVX2, avx2);
 
 /// The kernels that this CPU has, widest first.
 pub(super) fn available() -> Vec<Kernels> {

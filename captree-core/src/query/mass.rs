@@ -4,8 +4,8 @@
 //! k-th smallest of these. It is found without computing them all:
 //!
 //! 1. rows spread evenly over the tree give a band of dot products that very likely holds the k-th largest;
-//! 2. one scan counts the rows surely above the band and keeps those not surely outside: whole tiles by their codes
-//!    ([`crate::sketch`]), rows by float32 dot products and their error bound;
+//! 2. one scan counts the rows surely above the band and keeps those not surely outside: tiles and rows by their codes
+//!    ([`crate::sketch`]), what is left by float32 dot products and their error bound;
 //! 3. of the rows kept, those that the error bound cannot tell from the k-th are computed exactly.
 //!
 //! A band that missed, which step 3 sees, is widened, in the end to everything; so the sample decides the time, never the
@@ -23,7 +23,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::exact;
 use crate::memory::filled;
-use crate::sketch::{Decision, Queries};
+use crate::sketch::{Decision, Queries, Settling};
 use crate::store::Array;
 use crate::threads::Threads;
 use crate::tree::Tree;
@@ -303,6 +303,9 @@ struct Part<'a, E: Element> {
     decisions: Vec<Decision>,
     /// Per tile of the group: the places among the active centers whose band it meets.
     open: Vec<Vec<usize>>,
+    settling: Settling,
+    asked: Vec<u32>,
+    answers: Vec<Decision>,
     dots: Vec<f32>,
     found: Vec<Found>,
 }
@@ -326,6 +329,9 @@ impl<'a, E: Element> Part<'a, E> {
             numbers: active.iter().flat_map(|j| [2 * j, 2 * j + 1]).collect(),
             decisions: vec![Decision::default(); 2 * active.len()],
             open: vec![Vec::new(); TILE],
+            settling: Settling::default(),
+            asked: Vec::new(),
+            answers: Vec::new(),
             dots: Vec::new(),
             found: vec![Found::default(); active.len()],
         }
@@ -356,21 +362,28 @@ impl<'a, E: Element> Part<'a, E> {
     fn tile(&mut self, tile: usize, open: &[usize]) -> Result<()> {
         let search = self.search;
         let start = tile * TILE;
-        let end = search.tree.len().min(start + TILE);
-        let rows = (start..end).map(|p| row(search.array, p, search.tree.dim)).collect::<Result<Vec<_>>>()?;
-        let centers: Vec<&[f32]> =
-            open.iter().map(|i| search.caps.center(self.block[self.active[*i] as usize])).collect();
-        self.dots.resize(rows.len() * centers.len(), 0.0);
-        Kernels::get().dots(&rows, &centers, &mut self.dots);
-        for (i, dots) in open.iter().zip(self.dots.chunks_exact(rows.len())) {
-            let (band, found) = (self.bands[self.active[*i] as usize], &mut self.found[*i]);
+        let valid = bits_of(start, &(0..search.tree.len()));
+        self.asked.clear();
+        self.asked.extend(open.iter().flat_map(|i| [2 * self.active[*i], 2 * self.active[*i] + 1]));
+        self.answers.resize(self.asked.len(), Decision::default());
+        self.queries.settle(tile, &self.asked, valid, &mut self.settling, &mut self.answers)?;
+        for (i, ends) in open.iter().zip(self.answers.chunks_exact(2)) {
+            let (place, found) = (self.active[*i] as usize, &mut self.found[*i]);
+            let above = ends[1].inside & valid;
+            found.above += above.count_ones() as usize;
+            let left = (ends[0].inside | ends[0].unsure) & valid & !above;
+            let rows =
+                positions_of(start, left).map(|p| row(search.array, p, search.tree.dim)).collect::<Result<Vec<_>>>()?;
+            self.dots.resize(rows.len(), 0.0);
+            Kernels::get().dots(&rows, &[search.caps.center(self.block[place])], &mut self.dots);
+            let band = self.bands[place];
             let (high, low) = (band.high + search.error, band.low - search.error);
-            for (r, dot) in dots.iter().enumerate() {
+            for (position, dot) in positions_of(start, left).zip(&self.dots) {
                 let value = f64::from(*dot);
                 if value > high {
                     found.above += 1;
                 } else if value >= low && !found.crowded {
-                    found.kept.push((*dot, (start + r) as u32));
+                    found.kept.push((*dot, position as u32));
                 }
             }
             if found.kept.len() > self.limit {

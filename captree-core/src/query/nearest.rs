@@ -13,7 +13,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::exact;
 use crate::memory::filled;
-use crate::sketch::{Decision, Queries};
+use crate::sketch::{Decision, Queries, Settling};
 use crate::store::Array;
 use crate::threads::Threads;
 use crate::tree::Tree;
@@ -146,6 +146,7 @@ impl<E: Element> Search<'_, E> {
         let all: Vec<u32> = (0..block.len() as u32).collect();
         let tiles = self.tree.len().div_ceil(TILE);
         let mut decisions = vec![Decision::default(); block.len()];
+        let mut settling = Settling::default();
         let mut open: Vec<Vec<u32>> = vec![Vec::new(); tiles];
         (0..block.len()).for_each(|q| sketches.set_threshold(q, queries[q].best.threshold()));
         for group in 0..tiles.div_ceil(TILE) {
@@ -161,7 +162,7 @@ impl<E: Element> Search<'_, E> {
         order.sort_by_key(|t| std::cmp::Reverse(open[*t].len()));
         for tile in order {
             self.control.check()?;
-            self.tile(tile, &open[tile], &homes, &mut queries, &mut sketches, &mut decisions)?;
+            self.tile(tile, &open[tile], &homes, &mut queries, &mut sketches, &mut settling, &mut decisions)?;
         }
         self.control.add(queries.len() as u64);
         Ok(queries
@@ -181,19 +182,16 @@ impl<E: Element> Search<'_, E> {
         homes: &[Range<usize>],
         queries: &mut [Query<'_>],
         sketches: &mut Queries<'_>,
+        settling: &mut Settling,
         decisions: &mut Vec<Decision>,
     ) -> Result<()> {
         let start = tile * TILE;
         let valid = bits_of(start, &(0..self.tree.len()));
         decisions.resize(active.len(), Decision::default());
-        sketches.rows(tile, active, decisions)?;
+        sketches.settle(tile, active, valid, settling, decisions)?;
         for (q, decision) in active.iter().zip(&*decisions) {
             let q = *q as usize;
-            let mut left = (decision.inside | decision.unsure) & valid & !bits_of(start, &homes[q]);
-            if left != 0 {
-                let full = sketches.full(start..self.tree.len().min(start + TILE))?;
-                left = positions_of(0, left).filter(|r| full.decide(*r, q) != Some(false)).fold(0, |m, r| m | 1 << r);
-            }
+            let left = (decision.inside | decision.unsure) & !bits_of(start, &homes[q]);
             if left != 0 {
                 let positions: Vec<usize> = positions_of(start, left).collect();
                 self.consider(&positions, &mut queries[q])?;

@@ -4,7 +4,7 @@
 //!
 //! 1. the caps of large subtrees, by the triangle inequality ([`crate::caps::NodeAngle`]);
 //! 2. tiles of 64 neighbors in tree order, by their prefix code and radius ([`crate::sketch`]);
-//! 3. rows, by their prefix codes, then by their codes at full width;
+//! 3. rows, by their prefix codes in two levels, then by their codes at full width;
 //! 4. the stored rows, in float32 where its error bound allows, otherwise exactly ([`crate::exact`]).
 //!
 //! Blocks of caps share the codes that a tile loads.
@@ -19,7 +19,7 @@ use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::Result;
 use crate::exact;
-use crate::sketch::{Decision, Full, Interleaved, Queries};
+use crate::sketch::{Decision, IntKernels, Queries, Settling};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
@@ -36,11 +36,8 @@ const TASK_ROWS: usize = 16 * 1024;
 /// Most tasks, about, that one block of caps is cut into.
 const MAX_TASKS: usize = 64;
 
-/// Unsure rows of a tile from which deciding the whole tile costs less than going row by row.
-const DENSE_ROWS: u32 = 8;
-
-/// Caps from which interleaving a tile's codes at full width pays.
-const DENSE_CAPS: usize = 8;
+/// Caps that go through the levels of a tile together: what they hand on stays in the first-level cache.
+const CHUNK: usize = 16;
 
 /// Receives the rows inside each cap of a block, in tree order per cap.
 pub(crate) trait Sink {
@@ -182,11 +179,10 @@ struct Scan<'a, E: Element> {
     range: Range<usize>,
     decider: Decider<'a>,
     decisions: Vec<Decision>,
-    interleaved: Interleaved,
-    /// Caps that are settled together at full width: their places among the active ones, their numbers, the answers.
-    places: Vec<usize>,
-    asked: Vec<u32>,
-    answers: Vec<Decision>,
+    settling: Settling,
+    /// What the sketches leave open: places among the chunk's caps, bits of the tile, rows.
+    left: Vec<(usize, usize)>,
+    left_rows: Vec<&'a [E]>,
     /// Per tile of the group: the caps that hold it whole, and those that cross it.
     whole: Vec<Vec<u32>>,
     open: Vec<Vec<u32>>,
@@ -201,10 +197,9 @@ impl<'a, E: Element> Scan<'a, E> {
             range,
             decider: Decider::new(caps, block.caps),
             decisions: Vec::new(),
-            interleaved: Interleaved::default(),
-            places: Vec::new(),
-            asked: Vec::new(),
-            answers: Vec::new(),
+            settling: Settling::default(),
+            left: Vec::new(),
+            left_rows: Vec::new(),
             whole: vec![Vec::new(); TILE],
             open: vec![Vec::new(); TILE],
         }
@@ -238,59 +233,34 @@ impl<'a, E: Element> Scan<'a, E> {
     fn tile(&mut self, tile: usize, active: &[u32], sink: &mut impl Sink) -> Result<()> {
         let start = tile * TILE;
         let valid = bits_of(start, &self.range);
-        self.decisions.resize(active.len(), Decision::default());
-        self.queries.rows(tile, active, &mut self.decisions)?;
-        let full = self.queries.full(start..self.tree.len().min(start + TILE))?;
-        self.at_full_width(&full, active, valid);
-        for (n, i) in active.iter().enumerate() {
-            let Decision { mut inside, unsure } = self.decisions[n];
-            if unsure & valid != 0 {
-                let at = |r| row(self.array, start + r, self.tree.dim);
-                inside |= self.decider.decide_some(*i as usize, unsure & valid, at)?;
+        for active in active.chunks(CHUNK) {
+            self.decisions.resize(active.len(), Decision::default());
+            self.queries.settle(tile, active, valid, &mut self.settling, &mut self.decisions)?;
+            self.left.clear();
+            self.left_rows.clear();
+            for (n, decision) in self.decisions.iter().enumerate() {
+                for r in positions_of(0, decision.unsure) {
+                    let row = row(self.array, start + r, self.tree.dim)?;
+                    IntKernels::get().prefetch(bytemuck::cast_slice(row));
+                    self.left.push((n, r));
+                    self.left_rows.push(row);
+                }
             }
-            if inside & valid != 0 {
-                sink.some(*i as usize, start, inside & valid)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Settles what the prefix left unsure: all rows of the tile together for the caps that ask for many of them, if
-    /// these caps are many too; otherwise row by row.
-    fn at_full_width(&mut self, full: &Full<'_>, active: &[u32], valid: u64) {
-        let dense = |d: &Decision| (d.unsure & valid).count_ones() >= DENSE_ROWS;
-        let together = self.decisions.iter().filter(|d| dense(d)).count() >= DENSE_CAPS;
-        if together {
-            full.interleave(&mut self.interleaved);
-            let places = || (0..active.len()).filter(|n| dense(&self.decisions[*n]));
-            self.places.clear();
-            self.places.extend(places());
-            self.asked.clear();
-            self.asked.extend(self.places.iter().map(|n| active[*n]));
-            self.answers.resize(self.asked.len(), Decision::default());
-            full.decide_all(&self.interleaved, &self.asked, &mut self.answers);
-            for (n, answer) in self.places.iter().zip(&self.answers) {
-                let own = &mut self.decisions[*n];
-                own.inside |= own.unsure & answer.inside;
-                own.unsure &= answer.unsure;
-            }
-        }
-        let alone = |d: &Decision| !(together && dense(d));
-        let wanted = self.decisions.iter().filter(|d| alone(d)).fold(0, |m, d| m | d.unsure) & valid;
-        positions_of(0, wanted).for_each(|r| full.prefetch(r));
-        let mut settled = self.places.iter().peekable();
-        for (n, i) in active.iter().enumerate() {
-            if together && settled.next_if(|place| **place == n).is_some() {
-                continue;
-            }
-            let own = &mut self.decisions[n];
-            for r in positions_of(0, own.unsure & valid) {
-                if let Some(yes) = full.decide(r, *i as usize) {
-                    own.unsure &= !(1 << r);
-                    own.inside |= u64::from(yes) << r;
+            let (left, decisions) = (&self.left, &mut self.decisions);
+            self.decider.decide_pairs(
+                &self.left_rows,
+                |l| active[left[l].0] as usize,
+                |l| {
+                    decisions[left[l].0].inside |= 1 << left[l].1;
+                },
+            );
+            for (i, decision) in active.iter().zip(&self.decisions) {
+                if decision.inside != 0 {
+                    sink.some(*i as usize, start, decision.inside)?;
                 }
             }
         }
+        Ok(())
     }
 }
 
@@ -325,6 +295,7 @@ pub(crate) struct Decider<'a> {
     caps: &'a Caps<'a>,
     active: &'a [usize],
     queries: Vec<&'a [f32]>,
+    centers: Vec<&'a [f32]>,
     tests: Vec<RowTest>,
     dots: Vec<f32>,
     wide: Vec<f32>,
@@ -337,6 +308,7 @@ impl<'a> Decider<'a> {
             caps,
             active,
             queries: active.iter().map(|c| caps.center(*c)).collect(),
+            centers: Vec::new(),
             tests: active.iter().map(|c| caps.test(*c)).collect(),
             dots: Vec::new(),
             wide: vec![0.0; caps.dim()],
@@ -354,6 +326,26 @@ impl<'a> Decider<'a> {
         }
     }
 
+    /// Calls `inside(l)` for every `rows[l]` that lies inside cap `active[cap(l)]`.
+    pub fn decide_pairs<E: Element>(
+        &mut self,
+        rows: &[&[E]],
+        cap: impl Fn(usize) -> usize,
+        mut inside: impl FnMut(usize),
+    ) {
+        self.centers.clear();
+        self.centers.extend((0..rows.len()).map(|l| self.queries[cap(l)]));
+        self.dots.resize(rows.len(), 0.0);
+        Kernels::get().pairs(rows, &self.centers, &mut self.dots);
+        for (l, row) in rows.iter().enumerate() {
+            let (i, dot) = (cap(l), self.dots[l]);
+            let test = self.tests[i];
+            if dot >= test.inside || (dot >= test.outside && self.is_inside(i, row)) {
+                inside(l);
+            }
+        }
+    }
+
     /// Decides the rows named by the bits of `mask` for cap `active[i]`; `at` gives them by bit.
     pub fn decide_some<'b, E: Element>(
         &mut self,
@@ -362,6 +354,7 @@ impl<'a> Decider<'a> {
         at: impl Fn(usize) -> Result<&'b [E]>,
     ) -> Result<u64> {
         let rows = positions_of(0, mask).map(at).collect::<Result<Vec<_>>>()?;
+        rows.iter().for_each(|row| IntKernels::get().prefetch(bytemuck::cast_slice(row)));
         self.dots.resize(rows.len(), 0.0);
         Kernels::get().dots(&rows, &self.queries[i..i + 1], &mut self.dots);
         let found = self.settle(i, 0..rows.len(), |r| rows[r]);
@@ -373,11 +366,14 @@ impl<'a> Decider<'a> {
         let mut inside = mask_of(dots, |s| s >= test.inside);
         let unsure = mask_of(dots, |s| s >= test.outside) & !inside;
         for r in positions_of(0, unsure) {
-            E::widen(at(r), &mut self.wide);
-            let bound = self.caps.bound(self.active[i]);
-            let yes = exact::is_inside(Kernels::get(), self.queries[i], &self.wide, bound);
-            inside |= u64::from(yes) << r;
+            inside |= u64::from(self.is_inside(i, at(r))) << r;
         }
         inside
+    }
+
+    /// Whether a row lies inside cap `active[i]`, exactly.
+    fn is_inside<E: Element>(&mut self, i: usize, row: &[E]) -> bool {
+        E::widen(row, &mut self.wide);
+        exact::is_inside(Kernels::get(), self.queries[i], &self.wide, self.caps.bound(self.active[i]))
     }
 }

@@ -7,8 +7,8 @@
 //! 2. tries among the rows of the tiles that the sketches have not excluded, which hold every row inside;
 //! 3. for the needles, a list of all rows inside, and picks by rank.
 //!
-//! Each way is left when its tries are used up. Whether they are says how many tries succeeded, but nothing about *which*
-//! rows were found, so every draw is uniform whichever way it was made; and every draw has streams of random numbers of
+//! Each way is left when further tries are not worth it, which is decided by how many tries were made and how many of them
+//! succeeded. These numbers say nothing about *which* rows were found, so every draw is uniform whichever way it was made; and every draw has streams of random numbers of
 //! its own, so draws are independent. (The problem is known as independent range sampling: Hu, Qiao and Tao, 2014.)
 
 use std::collections::HashSet;
@@ -34,9 +34,15 @@ use crate::vectors::{row, with_elements};
 /// Caps whose tiles are decided together.
 const BLOCK: usize = 64;
 
-/// Rows of the open tiles per try. Most caps that come this far are needles, for which all tries are in vain; a try costs
-/// about as much as listing a hundred rows, so at this rate the tries add about a tenth to what the list then costs.
+/// While no try has succeeded, this many rows of the open tiles are worth one try. Most caps that come this far are
+/// needles, for which all tries are in vain; a try costs about as much as listing a hundred of a needle's rows.
 const ROWS_PER_TRY: usize = 1024;
+
+/// Listing costs more for caps that hold more: once tries have succeeded, this many rows are worth one.
+const ROWS_PER_GOOD_TRY: usize = 40;
+
+/// Most candidates that are loaded together.
+const MOST_AT_ONCE: usize = 32;
 
 /// Rows that are listed at a time, about: bounds the memory for lists.
 const LISTED: usize = 1 << 26;
@@ -127,7 +133,7 @@ impl Tree {
             options,
             key,
             ANYWHERE,
-            14 + 8 * options.k,
+            |tried, _| tried < 14 + 8 * options.k,
             |stream| stream.below(n) as usize,
             |candidates| {
                 let all = u64::MAX >> (64 - candidates.len());
@@ -151,36 +157,28 @@ impl Tree {
         let mut decider = Decider::new(caps, block);
         for (i, tiles) in queries.open_tiles(block.len(), self.len())?.into_iter().enumerate() {
             let own = &mut drawn[i];
-            // With few tiles left, listing their rows costs less than many tries.
-            let tries = (tiles.len() * TILE / ROWS_PER_TRY).max(16) + 2 * options.k;
             own.may_have_more = !tiles.is_empty();
             if !own.may_have_more {
                 continue;
             }
             let before = own.positions.len();
+            let rows = tiles.len() * TILE;
+            // With few tiles left, listing their rows costs less than many tries.
+            let goes_on = |tried: usize, found: usize| {
+                let missing = options.k - before - found;
+                tried < 16 + rows / ROWS_PER_TRY || found * rows / ROWS_PER_GOOD_TRY > missing * tried
+            };
             let slots = (tiles.len() * TILE) as u64;
             let pick = |stream: &mut Stream| {
                 let slot = stream.below(slots) as usize;
                 tiles[slot / TILE] as usize * TILE + slot % TILE
             };
-            own.reject(options, &keys[block[i]], NOT_EXCLUDED, tries, pick, |candidates| {
+            let tried = own.reject(options, &keys[block[i]], NOT_EXCLUDED, goes_on, pick, |candidates| {
                 // The last tile may have fewer rows; a slot without a row is a try that fails.
-                let there = |bit: &usize| candidates[*bit] < self.len();
-                let full = (0..candidates.len())
-                    .filter(there)
-                    .map(|bit| Ok((bit, queries.full(candidates[bit]..candidates[bit] + 1)?)))
-                    .collect::<Result<Vec<_>>>()?;
-                full.iter().for_each(|(_, row)| row.prefetch(0));
-                let (mut inside, mut unsure) = (0u64, 0u64);
-                for (bit, row) in &full {
-                    match row.decide(0, i) {
-                        Some(yes) => inside |= u64::from(yes) << bit,
-                        None => unsure |= 1 << bit,
-                    }
-                }
-                Ok(inside | decider.decide_some(i, unsure, |bit| row(array, candidates[bit], self.dim()))?)
+                let there = candidates.iter().enumerate().filter(|c| *c.1 < self.len()).fold(0, |m, c| m | 1 << c.0);
+                decider.decide_some(i, there, |bit| row(array, candidates[bit], self.dim()))
             })?;
-            own.expected = (own.positions.len() - before + 1) * tiles.len() * TILE / tries;
+            own.expected = (own.positions.len() - before + 1) * rows / tried;
         }
         Ok(drawn)
     }
@@ -198,34 +196,38 @@ struct Drawn {
 }
 
 impl Drawn {
-    /// Goes on drawing until `tries` candidates were tried; `inside` gives the bits of the candidates that lie inside.
+    /// Draws while `goes_on(tried, found)`; `inside` gives the bits of the candidates that lie inside. Returns how many
+    /// candidates were tried.
     fn reject(
         &mut self,
         options: &SampleOptions,
         key: &Key,
         streams: u64,
-        tries: usize,
+        goes_on: impl Fn(usize, usize) -> bool,
         pick: impl Fn(&mut Stream) -> usize,
         mut inside: impl FnMut(&[usize]) -> Result<u64>,
-    ) -> Result<()> {
+    ) -> Result<usize> {
         self.may_have_more = true;
         let mut taken: HashSet<usize> =
             if options.replace { HashSet::new() } else { self.positions.iter().copied().collect() };
-        let mut left = tries;
-        while self.positions.len() < options.k && left > 0 {
+        let (before, mut tried) = (self.positions.len(), 0);
+        let mut candidates = Vec::with_capacity(MOST_AT_ONCE);
+        while self.positions.len() < options.k && goes_on(tried, self.positions.len() - before) {
             let mut stream = key.stream(streams + self.positions.len() as u64);
-            let (mut size, mut found) = (2, None);
-            while left > 0 && found.is_none() {
-                // A few candidates at a time hide the latency of memory; wide caps rarely need more than two.
-                let candidates: Vec<usize> = (0..size.min(left)).map(|_| pick(&mut stream)).collect();
+            let done = self.positions.len() - before;
+            // Some candidates at a time hide the latency of memory: about as many as a draw has needed so far.
+            let (mut size, mut found) = ((tried / (done + 1)).clamp(2, MOST_AT_ONCE), None);
+            while found.is_none() && goes_on(tried, done) {
+                candidates.clear();
+                candidates.extend((0..size).map(|_| pick(&mut stream)));
                 let mask = inside(&candidates)?;
                 found = positions_of(0, mask).map(|i| candidates[i]).find(|p| options.replace || taken.insert(*p));
-                left -= candidates.len();
-                size = (size * 2).min(32);
+                tried += candidates.len();
+                size = (size * 2).min(MOST_AT_ONCE);
             }
             self.positions.extend(found);
         }
-        Ok(())
+        Ok(tried)
     }
 }
 

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::control::Control;
-use crate::distance::{Kernels, f32_error};
+use crate::distance::{Kernels, NORM_PRODUCT_MAX, f32_error};
 use crate::element::Element;
 use crate::error::Result;
 use crate::rng::{Key, Purpose};
@@ -22,12 +22,16 @@ const SHORTEST_MEAN: f64 = 0.05;
 pub(crate) struct Basis {
     pub dim: usize,
     pub width: usize,
+    /// Columns that the first level reads; at most `width`, and a multiple of four unless it is `width`.
+    pub first: usize,
     /// `dim` coordinates; zero if the rows have no common direction.
     pub mean: Vec<f32>,
     /// |mean|^2.
     pub mean_square: f64,
     /// `width` columns of `dim` coordinates each.
     pub columns: Vec<f32>,
+    /// The same, coordinate by coordinate: `dim` runs of `width`.
+    by_coordinate: Vec<f32>,
     /// `<column, mean>` of each column.
     pub offsets: Vec<f64>,
     /// At least the norm of `W^T x - (its float32 value)` for a row or center `x`.
@@ -41,7 +45,7 @@ impl Basis {
     pub fn train<'a, E: Element>(
         at: &impl Fn(usize) -> Result<&'a [E]>,
         (n, dim): (usize, usize),
-        width: usize,
+        (first, width): (usize, usize),
         seed: u64,
         control: &Control,
     ) -> Result<Self> {
@@ -65,17 +69,30 @@ impl Basis {
             let along = if keep { dot(x, &mean) / mean_square } else { 0.0 };
             x.iter_mut().zip(&mean).for_each(|(x, m)| *x = (f64::from(*x) - along * f64::from(*m)) as f32);
         }
-        let columns = subspace(&sample, dim, width, &mut stream_of(seed), control)?;
+        let columns = subspace(&sample, dim, (first, width), &mut stream_of(seed), control)?;
         let skew = skew(&columns, dim);
-        Ok(Basis::new(dim, width, mean, columns, skew, 0.0))
+        Ok(Basis::new(dim, (first, width), mean, columns, skew, 0.0))
     }
 
     /// From what a tree stores. `skew` is at least the norm of `W^T W - 1`; `projection_error` that of the writer of the
     /// tree, whose kernels may have been less accurate than today's.
-    pub fn new(dim: usize, width: usize, mean: Vec<f32>, columns: Vec<f32>, skew: f64, projection_error: f64) -> Self {
+    pub fn new(
+        dim: usize,
+        (first, width): (usize, usize),
+        mean: Vec<f32>,
+        columns: Vec<f32>,
+        skew: f64,
+        projection_error: f64,
+    ) -> Self {
+        let mut by_coordinate = vec![0.0; columns.len()];
+        for (c, column) in columns.chunks_exact(dim).enumerate() {
+            column.iter().enumerate().for_each(|(k, x)| by_coordinate[k * width + c] = *x);
+        }
         Basis {
             dim,
             width,
+            first,
+            by_coordinate,
             mean_square: norm(&mean).powi(2),
             offsets: columns.chunks_exact(dim).map(|c| dot(c, &mean)).collect(),
             // Each coordinate is rounded to float32 once more, from at most 2.2.
@@ -96,8 +113,8 @@ impl Basis {
         skew(&self.columns, self.dim)
     }
 
-    /// At least the norm `|t|` of what the projection `z` of a row or query leaves over, given the square of the length
-    /// of what was projected.
+    /// At least the norm `|t|` of what the projection `z` on the first `z.len()` columns leaves over, given the square of
+    /// the length of what was projected. (The projection error and the skew of some columns are at most those of all.)
     ///
     /// `|t|^2 = |x - mu|^2 - 2 <W^T (x - mu), z> + |W z|^2`, where `W^T (x - mu)` is `z` but for the projection's error
     /// and `|W z|^2 <= (1 + skew) |z|^2`.
@@ -131,6 +148,23 @@ impl Basis {
     }
 }
 
+impl Basis {
+    /// Writes `W z` for projections of `width` numbers each: `out[k * count + v]` is coordinate `k` of vector `v`.
+    pub fn lift(&self, projections: &[f32], out: &mut [f32]) {
+        let rows: Vec<&[f32]> = projections.chunks_exact(self.width).collect();
+        let lines: Vec<&[f32]> = self.by_coordinate.chunks_exact(self.width).collect();
+        Kernels::get().dots(&rows, &lines, out);
+    }
+
+    /// At least the norm of what [`Basis::lift`] loses by rounding, for a projection of length `z`.
+    ///
+    /// Each coordinate is a float32 dot product, off by `f32_error / NORM_PRODUCT_MAX` times the norms of `z` and of a line
+    /// of `W`; the squares of these norms add up to |W|^2 in the Frobenius norm, which is at most `width (1 + skew)`.
+    pub fn lift_error(&self, z: f64) -> f64 {
+        f32_error(self.width) / NORM_PRODUCT_MAX * z * (self.width as f64 * (1.0 + self.skew)).sqrt() + 1e-9
+    }
+}
+
 fn stream_of(seed: u64) -> crate::rng::Stream {
     Key::new(Purpose::Sketch, seed, &[]).stream(1)
 }
@@ -161,11 +195,11 @@ fn skew(columns: &[f32], dim: usize) -> f64 {
 
 /// Orthonormal columns that span nearly the top of the sample's spectrum (subspace iteration: Halko, Martinsson and
 /// Tropp, *Finding structure with randomness*, 2011), turned at random inside that span: codes of equal step are
-/// tightest where no coordinate dominates.
+/// tightest where no coordinate dominates. The first `first` columns are turned among themselves, and so are the others.
 fn subspace(
     sample: &[f32],
     dim: usize,
-    width: usize,
+    (first, width): (usize, usize),
     stream: &mut crate::rng::Stream,
     control: &Control,
 ) -> Result<Vec<f32>> {
@@ -183,12 +217,15 @@ fn subspace(
         columns = products(&turned, &scores, count).iter().map(|x| f64::from(*x)).collect();
         orthonormalize(&mut columns, dim, stream);
     }
-    let mut turn: Vec<f64> = (0..width * width).map(|_| normal(stream)).collect();
-    orthonormalize(&mut turn, width, stream);
     let mut out = vec![0.0f64; width * dim];
-    for (turn, out) in turn.chunks_exact(width).zip(out.chunks_exact_mut(dim)) {
-        for (t, column) in turn.iter().zip(columns.chunks_exact(dim)) {
-            out.iter_mut().zip(column).for_each(|(o, c)| *o += t * c);
+    for part in [0..first, first..width] {
+        let mut turn: Vec<f64> = (0..part.len() * part.len()).map(|_| normal(stream)).collect();
+        orthonormalize(&mut turn, part.len(), stream);
+        let own = &mut out[part.start * dim..part.end * dim];
+        for (turn, out) in turn.chunks_exact(part.len().max(1)).zip(own.chunks_exact_mut(dim)) {
+            for (t, column) in turn.iter().zip(columns[part.start * dim..part.end * dim].chunks_exact(dim)) {
+                out.iter_mut().zip(column).for_each(|(o, c)| *o += t * c);
+            }
         }
     }
     Ok(out.iter().map(|x| *x as f32).collect())
@@ -213,7 +250,7 @@ fn products(rows: &[f32], columns: &[f32], dim: usize) -> Vec<f32> {
 
 /// Gram-Schmidt, each vector twice; a vector that vanishes is replaced by a random one.
 fn orthonormalize(vectors: &mut [f64], dim: usize, stream: &mut crate::rng::Stream) {
-    for i in 0..vectors.len() / dim {
+    for i in 0..vectors.len() / dim.max(1) {
         let (before, rest) = vectors.split_at_mut(i * dim);
         let own = &mut rest[..dim];
         loop {

@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use super::basis::Basis;
-use super::{TERMS, TILE, Terms, TileTerms, up};
+use super::levels::{Bounds, FINE, FINER, GROUP, GROUP_TERMS, ROW_TERMS, Steps, field, fine_width, full_bytes, padded};
+use super::{TILE, up, widths};
 use crate::control::Control;
 use crate::distance::{Kernels, f32_error};
 use crate::element::Element;
@@ -14,15 +15,19 @@ use crate::vectors::NORM_SLACK;
 /// Largest magnitude of a code.
 const CODE_MAX: f64 = 127.0;
 
-/// Dimensions are coded in groups of four: one 32-bit lane of the integer dot products.
-pub(super) const GROUP: usize = 4;
-
 /// Rows encoded as one task.
 const TASK: usize = 16 * TILE;
+
+/// Rows that the steps are chosen from.
+const STEP_ROWS: usize = 1024;
+
+/// Share of coordinates that a step may clip; what clipping loses is part of what the row's code loses.
+const CLIPPED: f64 = 1e-4;
 
 /// The sketches of all rows, in tree order.
 pub(crate) struct Sketch {
     pub basis: Basis,
+    pub steps: Steps,
     /// Of tiles: codes of 64 tiles together, like those of the rows in a tile.
     pub tile_codes: Array<u8>,
     pub tile_terms: Array<f32>,
@@ -31,22 +36,6 @@ pub(crate) struct Sketch {
     pub row_terms: Array<f32>,
     /// Of rows at full width, row by row.
     pub full_codes: Array<u8>,
-    pub full_terms: Array<Terms>,
-}
-
-/// Bytes of one code at full width: a multiple of 64, so that the loop has no tail.
-pub(crate) fn full_width(dim: usize) -> usize {
-    dim.next_multiple_of(64)
-}
-
-/// Dims of the prefix for rows of `dim` dims.
-pub(crate) fn prefix_width(dim: usize) -> usize {
-    dim.next_multiple_of(GROUP).min(128)
-}
-
-/// Bytes per row of all sketches, but for the tiles' small share.
-pub(crate) fn sketch_bytes(dim: usize) -> usize {
-    padded(prefix_width(dim)) + full_width(dim) + 2 * size_of::<Terms>()
 }
 
 /// Where the codes and terms of some tiles go.
@@ -54,11 +43,19 @@ struct Part<'a> {
     row_codes: &'a mut [u8],
     row_terms: &'a mut [f32],
     full_codes: &'a mut [u8],
-    full_terms: &'a mut [Terms],
 }
 
-/// A tile's mean projection, and terms that hold for all of its rows.
-type Summary = (Vec<f32>, Terms);
+/// What is stored of one row, or of a tile's mean, beside its codes.
+#[derive(Default)]
+struct Own {
+    z: Vec<f32>,
+    shift: f32,
+    first_residual: f32,
+    residual: f32,
+    radius: f32,
+    reach: f32,
+    bounds: Bounds,
+}
 
 impl Sketch {
     /// Encodes `n` rows of `dim` dims; `at` gives the row at a tree position.
@@ -69,24 +66,22 @@ impl Sketch {
         control: &Control,
     ) -> Result<Self> {
         control.phase("sketch", n as u64);
-        // A basis has no more columns than dims; what the padding to whole groups adds stays zero.
-        let basis = Basis::train(at, (n, dim), prefix_width(dim).min(dim), seed, control)?;
-        let (bytes, width, tiles) = (padded(basis.width), full_width(dim), n.div_ceil(TILE));
+        let basis = Basis::train(at, (n, dim), widths(dim), seed, control)?;
+        let steps = steps(&basis, &sample(at, n)?);
+        let (bytes, full, tiles) = (padded(basis.width), full_bytes(dim), n.div_ceil(TILE));
         let mut row_codes = vec![128u8; tiles * TILE * bytes];
-        let mut row_terms = vec![0.0f32; tiles * TILE * TERMS];
-        let mut full_codes = vec![128u8; n * width];
-        let mut full_terms = vec![Terms::default(); n];
-        let summaries: Vec<Summary> = row_codes
+        let mut row_terms = vec![0.0f32; tiles * ROW_TERMS];
+        let mut full_codes = vec![128u8; n * full];
+        let means: Vec<Own> = row_codes
             .par_chunks_mut(TASK * bytes)
-            .zip(row_terms.par_chunks_mut(TASK * TERMS))
-            .zip(full_codes.par_chunks_mut(TASK * width))
-            .zip(full_terms.par_chunks_mut(TASK))
+            .zip(row_terms.par_chunks_mut(TASK / TILE * ROW_TERMS))
+            .zip(full_codes.par_chunks_mut(TASK * full))
             .enumerate()
-            .map(|(task, (((row_codes, row_terms), full_codes), full_terms))| {
+            .map(|(task, ((row_codes, row_terms), full_codes))| {
                 control.check()?;
                 let rows = (task * TASK..n.min((task + 1) * TASK)).map(at).collect::<Result<Vec<_>>>()?;
                 control.add(rows.len() as u64);
-                Ok(encode(&basis, &rows, Part { row_codes, row_terms, full_codes, full_terms }))
+                Ok(encode(&basis, steps, &rows, Part { row_codes, row_terms, full_codes }))
             })
             .collect::<Result<Vec<_>>>()?
             .into_iter()
@@ -94,28 +89,30 @@ impl Sketch {
             .collect();
         let groups = tiles.div_ceil(TILE);
         let mut tile_codes = vec![128u8; groups * TILE * bytes];
-        let mut tile_terms = vec![0.0f32; groups * TILE * TERMS];
-        for (g, group) in summaries.chunks(TILE).enumerate() {
-            let codes = &mut tile_codes[g * TILE * bytes..(g + 1) * TILE * bytes];
-            interleave(group, codes, &mut tile_terms[g * TILE * TERMS..(g + 1) * TILE * TERMS]);
+        let mut tile_terms = vec![0.0f32; groups * GROUP_TERMS];
+        let parts = tile_codes.chunks_exact_mut(TILE * bytes).zip(tile_terms.chunks_exact_mut(GROUP_TERMS));
+        for (means, (codes, terms)) in means.chunks(TILE).zip(parts) {
+            interleave(&basis, steps, means, codes, terms);
+            for (t, own) in means.iter().enumerate() {
+                terms[field::RADIUS + t] = own.radius;
+                terms[field::REACH + t] = own.reach;
+            }
         }
         Ok(Sketch {
             basis,
+            steps,
             tile_codes: Array::from_vec(tile_codes),
             tile_terms: Array::from_vec(tile_terms),
             row_codes: Array::from_vec(row_codes),
             row_terms: Array::from_vec(row_terms),
             full_codes: Array::from_vec(full_codes),
-            full_terms: Array::from_vec(full_terms),
         })
     }
-}
 
-impl Sketch {
     /// Bytes of all codes and terms.
     pub fn bytes(&self) -> u64 {
         let codes = self.tile_codes.byte_len() + self.row_codes.byte_len() + self.full_codes.byte_len();
-        codes + self.tile_terms.byte_len() + self.row_terms.byte_len() + self.full_terms.byte_len()
+        codes + self.tile_terms.byte_len() + self.row_terms.byte_len()
     }
 
     /// Checks every checksum of the sketch.
@@ -124,75 +121,152 @@ impl Sketch {
         self.tile_terms.verify(control)?;
         self.row_codes.verify(control)?;
         self.row_terms.verify(control)?;
-        self.full_codes.verify(control)?;
-        self.full_terms.verify(control)
+        self.full_codes.verify(control)
     }
 }
 
-/// Bytes of a prefix code.
-pub(crate) fn padded(width: usize) -> usize {
-    width.next_multiple_of(GROUP)
+/// Rows spread over the whole tree.
+fn sample<'a, E: Element>(at: &impl Fn(usize) -> Result<&'a [E]>, n: usize) -> Result<Vec<&'a [E]>> {
+    let count = n.min(STEP_ROWS);
+    (0..count).map(|i| at(i * n / count)).collect()
 }
 
-/// Encodes whole tiles (the last one may be short); returns their summaries.
-fn encode<E: Element>(basis: &Basis, rows: &[&[E]], out: Part<'_>) -> Vec<Summary> {
-    let (dim, width) = (basis.dim, full_width(basis.dim));
-    let (codes, terms) = (TILE * padded(basis.width), TILE * TERMS);
+/// What a row's codes stand for: its projection `z`, and its coordinates `t` that the columns leave over.
+pub(super) struct Split {
+    pub z: Vec<f32>,
+    pub rest: Vec<f64>,
+    /// At least the distance of `rest` from the real `t`.
+    pub rest_error: f64,
+    /// `|x - mu|^2`.
+    pub square: f64,
+}
+
+/// Splits vectors whose first term, `along(i) mu`, is taken off.
+pub(super) fn split<E: Element>(basis: &Basis, vectors: &[&[E]], along: impl Fn(usize) -> f64) -> Vec<Split> {
+    let (dim, width) = (basis.dim, basis.width);
+    let mut z = vec![0.0f32; vectors.len() * width];
+    basis.project(vectors, &along, &mut z);
+    let mut lifted = vec![0.0f32; vectors.len() * dim];
+    basis.lift(&z, &mut lifted);
     let mut wide = vec![0.0f32; dim];
+    let each = vectors.iter().zip(z.chunks_exact(width)).enumerate();
+    each.map(|(v, (x, z))| {
+        E::widen(x, &mut wide);
+        let (along, mut square) = (along(v), 0.0);
+        let coordinate = |(k, (x, m)): (usize, (&f32, &f32))| {
+            let centered = f64::from(*x) - along * f64::from(*m);
+            square += centered * centered;
+            centered - f64::from(lifted[k * vectors.len() + v])
+        };
+        let rest: Vec<f64> = wide.iter().zip(&basis.mean).enumerate().map(coordinate).collect();
+        Split { z: z.to_vec(), rest, rest_error: basis.lift_error(length(z)) + 1e-12, square }
+    })
+    .collect()
+}
+
+fn length(z: &[f32]) -> f64 {
+    z.iter().map(|z| f64::from(*z).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Steps that clip few of the sample's coordinates.
+fn steps<E: Element>(basis: &Basis, rows: &[&[E]]) -> Steps {
+    let splits: Vec<Split> = rows.chunks(TILE).flat_map(|tile| split(basis, tile, |_| 1.0)).collect();
+    let step = |values: &mut dyn Iterator<Item = f64>| {
+        let mut sizes: Vec<f64> = values.map(f64::abs).collect();
+        if sizes.is_empty() {
+            return 0.0;
+        }
+        let last = sizes.len() - 1;
+        let at = last - (sizes.len() as f64 * CLIPPED) as usize;
+        let (_, size, _) = sizes.select_nth_unstable_by(at, f64::total_cmp);
+        // A little room for rows that were not looked at.
+        up(*size * 1.05 / CODE_MAX)
+    };
+    let columns = |range: std::ops::Range<usize>| {
+        splits.iter().flat_map(move |s| s.z[range.clone()].iter().map(|z| f64::from(*z)))
+    };
+    Steps {
+        first: step(&mut columns(0..basis.first)),
+        second: step(&mut columns(basis.first..basis.width)),
+        rest: step(&mut splits.iter().flat_map(|s| s.rest.iter().copied())),
+    }
+}
+
+/// Encodes whole tiles (the last one may be short); returns what stands for each.
+fn encode<E: Element>(basis: &Basis, steps: Steps, rows: &[&[E]], out: Part<'_>) -> Vec<Own> {
+    let (dim, bytes, full) = (basis.dim, TILE * padded(basis.width), full_bytes(basis.dim));
     let mut along = vec![0.0f32; TILE];
-    let mut summaries = Vec::with_capacity(rows.len().div_ceil(TILE));
+    let mut means = Vec::with_capacity(rows.len().div_ceil(TILE));
     for (t, tile) in rows.chunks(TILE).enumerate() {
-        let mut z = vec![0.0f32; tile.len() * basis.width];
-        basis.project(tile, |_| 1.0, &mut z);
         let along = &mut along[..tile.len()];
         Kernels::get().dots(tile, &[&basis.mean], along);
-        let mut coded: Vec<Summary> = Vec::with_capacity(tile.len());
-        for (r, (row, z)) in tile.iter().zip(z.chunks_exact(basis.width)).enumerate() {
-            E::widen(row, &mut wide);
-            let centered: Vec<f64> = wide.iter().zip(&basis.mean).map(|(x, m)| f64::from(*x) - f64::from(*m)).collect();
-            let shift = f64::from(along[r]) - basis.mean_square;
-            let spread = up(f32_error(dim) + shift.abs() * 1e-7);
-            let residual = up(basis.residual(square(&centered), z) * (1.0 + NORM_SLACK));
-            coded.push((z.to_vec(), Terms { shift: shift as f32, spread, residual, ..Terms::default() }));
-            let at = t * TILE + r;
-            let own = quantize(&centered, &mut out.full_codes[at * width..(at + 1) * width]);
-            out.full_terms[at] = Terms { shift: shift as f32, spread, ..own };
-        }
-        interleave(
-            &coded,
-            &mut out.row_codes[t * codes..(t + 1) * codes],
-            &mut out.row_terms[t * terms..(t + 1) * terms],
-        );
-        summaries.push(summary(&coded, basis.width));
+        let coded: Vec<Own> = split(basis, tile, |_| 1.0)
+            .into_iter()
+            .zip(&*along)
+            .enumerate()
+            .map(|(r, (split, along))| {
+                let shift = f64::from(*along) - basis.mean_square;
+                let residual = |z: &[f32]| up(basis.residual(split.square, z) * (1.0 + NORM_SLACK));
+                let (first_residual, residual) = (residual(&split.z[..basis.first]), residual(&split.z));
+                let at = (t * TILE + r) * full;
+                let mut bounds = at_full_width(basis, steps, &split, &mut out.full_codes[at..at + full]);
+                bounds.spread = up(f32_error(dim) + shift.abs() * 1e-7);
+                Own { z: split.z, shift: shift as f32, first_residual, residual, bounds, ..Own::default() }
+            })
+            .collect();
+        let terms = &mut out.row_terms[t * ROW_TERMS..(t + 1) * ROW_TERMS];
+        interleave(basis, steps, &coded, &mut out.row_codes[t * bytes..(t + 1) * bytes], terms);
+        means.push(summary(&coded, basis.width));
     }
-    summaries
+    means
 }
 
-fn square(x: &[f64]) -> f64 {
-    x.iter().map(|x| x * x).sum()
+/// Rounded up, with room for the rounding of the sum of squares.
+fn norm_of(square: f64) -> f32 {
+    up(square.sqrt() * (1.0 + NORM_SLACK))
 }
 
-/// Codes of `z` as `128 + i`; returns step, rounding and length.
-fn quantize(z: &[f64], codes: &mut [u8]) -> Terms {
+/// The integer code of `x`, clipped to what a byte holds.
+fn code_of(x: f64, per_step: f64) -> f64 {
+    nearest(x * per_step).clamp(-CODE_MAX, CODE_MAX)
+}
+
+/// Step of column `k`.
+fn step_of(basis: &Basis, steps: Steps, k: usize) -> f64 {
+    f64::from(if k < basis.first { steps.first } else { steps.second })
+}
+
+/// Writes a row's refinement and its rest, as `128 + i`; returns what these lose.
+fn at_full_width(basis: &Basis, steps: Steps, split: &Split, codes: &mut [u8]) -> Bounds {
     codes.fill(128);
-    let largest = z.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    // The step is rounded up to a float32, so that no code exceeds its range.
-    let step = up(largest / CODE_MAX);
-    let per_step = inverse(step);
+    let (fine, rest) = codes.split_at_mut(FINE);
     let (mut lost, mut kept) = (0.0, 0.0);
-    for (x, code) in z.iter().zip(codes) {
-        let i = nearest(x * per_step);
+    for (k, (z, code)) in split.z.iter().zip(fine).enumerate() {
+        let step = step_of(basis, steps, k);
+        let left = f64::from(*z) - step * code_of(f64::from(*z), inverse(step));
+        let i = code_of(left, inverse(step / FINER));
         *code = (128 + i as i32) as u8;
-        lost += (x - f64::from(step) * i).powi(2);
+        lost += (left - step / FINER * i).powi(2);
         kept += i * i;
     }
-    let bound = |square: f64| up(square.sqrt() * (1.0 + NORM_SLACK));
-    Terms { step, rounding: bound(lost), length: up(f64::from(bound(kept)) * f64::from(step)), ..Terms::default() }
+    let mut bounds = Bounds { fine_lost: norm_of(lost), fine_length: norm_of(kept), ..Bounds::default() };
+    let step = f64::from(steps.rest);
+    let per_step = inverse(step);
+    (lost, kept) = (0.0, 0.0);
+    for (x, code) in split.rest.iter().zip(rest) {
+        let i = code_of(*x, per_step);
+        *code = (128 + i as i32) as u8;
+        lost += (x - step * i).powi(2);
+        kept += i * i;
+    }
+    bounds.rest_lost = up(f64::from(norm_of(lost)) + split.rest_error);
+    bounds.rest_length = up(f64::from(norm_of(kept)) * step);
+    bounds
 }
 
 /// Codes per unit; 0 where all coordinates are 0.
-pub(super) fn inverse(step: f32) -> f64 {
-    if step > 0.0 { 1.0 / f64::from(step) } else { 0.0 }
+pub(super) fn inverse(step: f64) -> f64 {
+    if step > 0.0 { 1.0 / step } else { 0.0 }
 }
 
 /// The integer nearest to a small number, in a way that every instruction set vectorizes: adding 3 * 2^51 leaves no
@@ -204,54 +278,67 @@ pub(super) fn nearest(x: f64) -> f64 {
 }
 
 /// What holds for every row of a tile: the mean of their projections, and terms that cover all of them.
-fn summary(rows: &[Summary], width: usize) -> Summary {
+fn summary(rows: &[Own], width: usize) -> Own {
     let mut mean = vec![0.0f64; width];
-    for (z, _) in rows {
-        mean.iter_mut().zip(z).for_each(|(m, x)| *m += f64::from(*x) / rows.len() as f64);
+    for own in rows {
+        mean.iter_mut().zip(&own.z).for_each(|(m, x)| *m += f64::from(*x) / rows.len() as f64);
     }
-    let mean: Vec<f32> = mean.iter().map(|m| *m as f32).collect();
-    let far = |z: &[f32]| z.iter().zip(&mean).map(|(x, m)| (f64::from(*x) - f64::from(*m)).powi(2)).sum::<f64>();
-    let radius = rows.iter().map(|(z, _)| far(z)).fold(0.0, f64::max).sqrt() * (1.0 + NORM_SLACK);
-    let shifts = || rows.iter().map(|(_, t)| t.shift);
+    let z: Vec<f32> = mean.iter().map(|m| *m as f32).collect();
+    let far = |x: &[f32]| x.iter().zip(&z).map(|(x, m)| (f64::from(*x) - f64::from(*m)).powi(2)).sum::<f64>();
+    let radius = norm_of(rows.iter().map(|own| far(&own.z)).fold(0.0, f64::max));
+    let shifts = || rows.iter().map(|own| own.shift);
     let (low, high) = (shifts().fold(f32::INFINITY, f32::min), shifts().fold(f32::NEG_INFINITY, f32::max));
-    let middle = low / 2.0 + high / 2.0;
-    let spread = rows.iter().fold(0.0f32, |m, (_, t)| m.max(t.spread));
-    let reach = (f64::from(high) - f64::from(middle)).max(f64::from(middle) - f64::from(low)) + f64::from(spread);
-    let terms = Terms {
-        shift: middle,
-        spread: up(reach),
-        rounding: up(radius),
-        residual: rows.iter().fold(0.0f32, |m, (_, t)| m.max(t.residual)),
-        ..Terms::default()
-    };
-    (mean, terms)
+    let shift = low / 2.0 + high / 2.0;
+    let spread = rows.iter().fold(0.0f32, |m, own| m.max(own.bounds.spread));
+    let reach = (f64::from(high) - f64::from(shift)).max(f64::from(shift) - f64::from(low)) + f64::from(spread);
+    let most = |of: fn(&Own) -> f32| rows.iter().map(of).fold(0.0, f32::max);
+    Own {
+        shift,
+        first_residual: most(|own| own.first_residual),
+        residual: most(|own| own.residual),
+        radius,
+        reach: up(reach),
+        bounds: Bounds::default(),
+        z,
+    }
 }
 
-/// Writes up to 64 rows as one tile. `rounding` of a row is added to what its code loses. Missing rows are decided as
-/// nothing: no bound can hold for them, and nobody looks at their bits.
-fn interleave(rows: &[Summary], codes: &mut [u8], terms: &mut [f32]) {
-    let mut soa = TileTerms {
-        step: [0.0; TILE],
-        shift: [0.0; TILE],
-        rounding: [f32::MAX; TILE],
-        length: [0.0; TILE],
-        residual: [0.0; TILE],
-        spread: [0.0; TILE],
-    };
-    let mut code = vec![0u8; codes.len() / TILE];
-    for (r, (z, own)) in rows.iter().enumerate() {
-        let z: Vec<f64> = z.iter().map(|x| f64::from(*x)).collect();
-        let quantized = quantize(&z, &mut code);
-        for (g, four) in code.chunks_exact(GROUP).enumerate() {
-            let at = (g * TILE + r) * GROUP;
-            codes[at..at + GROUP].copy_from_slice(four);
+/// Writes up to 64 rows as one tile. Missing rows are decided as nothing: no bound can hold for them, and nobody looks
+/// at their bits.
+fn interleave(basis: &Basis, steps: Steps, rows: &[Own], codes: &mut [u8], terms: &mut [f32]) {
+    terms[field::FIRST_RESIDUAL..field::FIRST_RESIDUAL + TILE].fill(f32::MAX);
+    terms[field::RESIDUAL..field::RESIDUAL + TILE].fill(f32::MAX);
+    let mut bounds = Bounds::default();
+    let leading = fine_width(basis.width);
+    for (r, own) in rows.iter().enumerate() {
+        // Over the first columns, the others, and those that are not refined: what is lost, and what is kept.
+        let (mut lost, mut kept, mut lead) = ([0.0; 3], [0.0; 3], 0.0);
+        for (k, z) in own.z.iter().enumerate() {
+            let step = step_of(basis, steps, k);
+            let i = code_of(f64::from(*z), inverse(step));
+            codes[(k / GROUP * TILE + r) * GROUP + k % GROUP] = (128 + i as i32) as u8;
+            let (loss, length) = ((f64::from(*z) - step * i).powi(2), (step * i).powi(2));
+            let part = usize::from(k >= basis.first);
+            (lost[part], kept[part]) = (lost[part] + loss, kept[part] + length);
+            if k < leading {
+                lead += i * i;
+            } else {
+                (lost[2], kept[2]) = (lost[2] + loss, kept[2] + length);
+            }
         }
-        soa.step[r] = quantized.step;
-        soa.shift[r] = own.shift;
-        soa.rounding[r] = up(f64::from(quantized.rounding) + f64::from(own.rounding));
-        soa.length[r] = quantized.length;
-        soa.residual[r] = own.residual;
-        soa.spread[r] = own.spread;
+        bounds = bounds.max(&Bounds {
+            first_lost: norm_of(lost[0]),
+            first_length: norm_of(kept[0]),
+            second_lost: norm_of(lost[1]),
+            second_length: norm_of(kept[1]),
+            lead_length: norm_of(lead),
+            plain_lost: norm_of(lost[2]),
+            plain_length: norm_of(kept[2]),
+            ..own.bounds
+        });
+        terms[field::SHIFT + r] = own.shift;
+        terms[field::FIRST_RESIDUAL + r] = own.first_residual;
+        terms[field::RESIDUAL + r] = own.residual;
     }
-    terms.copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&soa)));
+    bounds.write(terms);
 }

@@ -7,91 +7,61 @@
 //! ```
 //!
 //! `lambda` is chosen so that `q'` is orthogonal to `mu`; what rounding leaves of `<q', mu>` is covered by the slack.
-//! The first term belongs to the query, the second is one number per row (`shift`), and the third is what a code stands
-//! for. Let `W` have (nearly) orthonormal columns, `z` be the float32 projection of `x - mu` on them, `i` its integer code
-//! with step `s`, and `a`, `j`, `s_q` the same for `q'`. Writing `x - mu = W z + t` and `q' = W a + p`,
+//! The first term belongs to the query, the second is one number per row (`shift`), and the third is what codes stand
+//! for. Let `W` have (nearly) orthonormal columns, let `z` be the float32 projection of `x - mu` on them and `a` that of
+//! `q'`, and let `t = x - mu - W z` and `p = q' - W a` be *defined* as what is left over. Then
 //!
 //! ```text
-//! | <q', x - mu> - s s_q <i, j> |  <=  |a| |z - s i|  +  |a - s_q j| |s i|  +  |p| |t|  +  defect
+//! <q', x - mu> = <a, z> + <p, t> + ( <W a, W z> - <a, z> + <W a, t> + <p, W z> ).
 //! ```
 //!
-//! by Cauchy-Schwarz on each part. Nothing here needs `W` to be exact: `t` and `p` are *defined* as what is left over, and
-//! the cross terms `<W a, t>`, `<p, W z>` and `<W a, W z> - <a, z>`, which vanish for exactly orthonormal columns and
-//! exact projections, are bounded by `defect` ([`basis::Basis::defect`]). Norms are rounded up, so the inequality holds for real numbers.
+//! The bracket vanishes for exactly orthonormal columns and exact projections, and is bounded by `defect`
+//! ([`basis::Basis::defect`]) for others: nothing here needs `W` to be exact. A product that an integer sum stands for
+//! costs what both codes lose: for a part of the coordinates, coded as `z ~ s i` and `a ~ r j`,
 //!
-//! Three levels use it: tiles of 64 neighbors in tree order (their mean's code, with the radius of the tile added to
-//! the first norm), rows in the same energy-ordered prefix, and rows at full width, where `W` is the identity and the
-//! third term vanishes. What no level decides meets the stored vector.
+//! ```text
+//! | <a, z> - s r <i, j> |  <=  |a| |z - s i|  +  |a - r j| |s i|
+//! ```
+//!
+//! by Cauchy-Schwarz, and a product that nothing stands for costs `|p| |t|`. Norms are rounded up, so the inequalities
+//! hold for real numbers. Three levels use them ([`levels`]):
+//!
+//! - *first*: the leading columns of `W`, in energy order, 8 bits; `|p| |t|` for the rest.
+//! - *second*: all columns of `W`, 8 bits; `|p| |t|` for the rest. Rows that stay open get what the query's 8 bits lost
+//!   on the leading 64 columns, from the same row codes.
+//! - *full*: 8 bits more for the row's leading 64 columns, and `t` itself in 8 bits, coordinate by coordinate.
+//!
+//! Before them stand tiles of 64 neighbors in tree order (the code of their mean, with the tile's radius added to the
+//! error). What no level decides meets the stored vector.
 
 mod basis;
 mod check;
 mod encode;
 mod kernel;
+mod levels;
 mod query;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use basis::Basis;
-pub(crate) use encode::{Sketch, full_width, padded, sketch_bytes};
+pub(crate) use encode::Sketch;
 pub(crate) use kernel::{Decision, IntKernels};
-pub(crate) use query::{Full, Interleaved, Queries};
+pub(crate) use levels::{GROUP_TERMS, ROW_TERMS, Steps, full_bytes, padded, sketch_bytes};
+pub(crate) use query::{Queries, Settling};
 
-use bytemuck::{Pod, Zeroable};
-
-use crate::store::{Dtype, Element};
-
-/// Most dims of a prefix; also what keeps its integer sums exact in float32.
+/// Most dims of a prefix; also what keeps its integer sums small enough.
 pub(crate) const MAX_PREFIX: usize = 512;
 
 /// Rows per tile.
 pub(crate) const TILE: usize = crate::distance::TILE;
 
-/// What a level knows of one row (or of a tile of rows) beside its code.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct Terms {
-    /// Step `s` of the code.
-    pub step: f32,
-    /// `<mu, x - mu>`, or the middle of its range.
-    pub shift: f32,
-    /// At least `|z - s i|`.
-    pub rounding: f32,
-    /// At least `|s i|`.
-    pub length: f32,
-    /// At least `|t|`.
-    pub residual: f32,
-    /// At least the distance of `shift` from any value it stands for.
-    pub spread: f32,
-}
-
-impl Element for Terms {
-    const DTYPE: Dtype = Dtype::Record(&[
-        ("step", "<f4"),
-        ("shift", "<f4"),
-        ("rounding", "<f4"),
-        ("length", "<f4"),
-        ("residual", "<f4"),
-        ("spread", "<f4"),
-    ]);
-}
-
-/// Number of [`Terms`] fields.
-pub(crate) const TERMS: usize = 6;
-
-/// The terms of 64 rows, field by field, as the vector loop reads them.
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct TileTerms {
-    pub step: [f32; TILE],
-    pub shift: [f32; TILE],
-    pub rounding: [f32; TILE],
-    pub length: [f32; TILE],
-    pub residual: [f32; TILE],
-    pub spread: [f32; TILE],
-}
-
 /// The least float32 that is at least `x`.
 pub(crate) fn up(x: f64) -> f32 {
     let y = x as f32;
     if f64::from(y) < x { y.next_up() } else { y }
+}
+
+/// Columns of the first level and of all prefix levels, for rows of `dim` dims.
+pub(crate) fn widths(dim: usize) -> (usize, usize) {
+    (dim.min(32), dim.min(128))
 }

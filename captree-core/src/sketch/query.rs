@@ -1,34 +1,48 @@
 //! The query side: codes and terms of a batch of caps, and the decisions of each level.
 
-use std::ops::Range;
-
-use super::encode::{Sketch, full_width, inverse, nearest, padded};
-use super::kernel::{Decision, IntKernels, QueryTerms};
-use super::{TERMS, TILE, Terms, up};
+use super::encode::{Sketch, Split, inverse, nearest, split};
+use super::kernel::{Decision, IntKernels, Prefix, QUARTER, QueryTerms};
+use super::levels::{Bounds, FINE, FINER, GROUP_TERMS, ROW_TERMS, fine_width, full_bytes, padded};
+use super::{TILE, up};
 use crate::caps::Caps;
 use crate::error::Result;
+use crate::store::Array;
 use crate::vectors::NORM_SLACK;
 
-/// Bytes of a cache line; a full-width code is a whole number of them.
-const LINE: usize = 64;
-
 /// Slack for the float32 arithmetic of a test, and for `<q', mu>`, which is zero but for rounding. With a mean of at least
-/// 0.05, `lambda` is at most about 20 and the terms of a value at most 8.5 in all: its roundings sum up to less than
-/// 112 * 2^-24 = 6.7e-6.
-const FLOAT_SLACK: f64 = 1e-5;
+/// 0.05, `lambda` is at most about 20 and the terms of a value and its error at most 12 in all: their roundings, fewer
+/// than 24 of 2^-24 each, sum up to less than 1.8e-5.
+const FLOAT_SLACK: f64 = 2e-5;
 
 /// At least |x - mu| of any row and |q'| of any center: both are unit within 2^-6, the mean is at most 1.1 long.
 const LONGEST: f64 = 2.2;
+
+/// The second level's step may be finer than the first one's by this many powers of two: its sums stay below 2^31.
+const MAX_SHIFT: u32 = 8;
 
 /// Sketches of a batch of caps.
 pub(crate) struct Queries<'a> {
     sketch: &'a Sketch,
     kernels: IntKernels,
-    /// Prefix codes, [`padded`] bytes each.
+    terms: Vec<QueryTerms>,
+    /// Prefix codes, [`padded`] bytes each, and what they lose on the leading columns.
     prefix_codes: Vec<i8>,
-    prefix_terms: Vec<QueryTerms>,
+    lead_codes: Vec<i8>,
+    /// The counterparts of the rows' codes at full width.
     full_codes: Vec<i8>,
-    full_terms: Vec<QueryTerms>,
+}
+
+/// Buffers of [`Queries::settle`].
+#[derive(Default)]
+pub(crate) struct Settling {
+    decisions: Vec<Decision>,
+    /// Queries with open rows: their places among the active ones, and their numbers.
+    places: Vec<usize>,
+    open: Vec<u32>,
+    values: Vec<[f32; TILE]>,
+    /// Rows of the last tile whose codes were asked for.
+    tile: Option<usize>,
+    fetched: u64,
 }
 
 impl<'a> Queries<'a> {
@@ -40,63 +54,54 @@ impl<'a> Queries<'a> {
     /// The same with kernels of the caller's choice.
     pub fn with(kernels: IntKernels, sketch: &'a Sketch, caps: &Caps<'_>, active: &[usize]) -> Self {
         let basis = &sketch.basis;
-        let (dim, width) = (basis.dim, basis.width);
-        let centers: Vec<&[f32]> = active.iter().map(|c| caps.center(*c)).collect();
-        let along: Vec<f64> = centers
-            .iter()
-            .map(|q| if basis.mean_square > 0.0 { super::basis::dot(q, &basis.mean) / basis.mean_square } else { 0.0 })
-            .collect();
-        let mut projected = vec![0.0f32; centers.len() * width];
-        for (t, chunk) in centers.chunks(TILE).enumerate() {
-            let out = &mut projected[t * TILE * width..][..chunk.len() * width];
-            basis.project(chunk, |i| along[t * TILE + i], out);
-        }
+        let (prefix, lead, full) = (padded(basis.width), padded(fine_width(basis.width)), full_bytes(basis.dim));
         let mut queries = Queries {
             sketch,
             kernels,
-            prefix_codes: vec![0; centers.len() * padded(width)],
-            prefix_terms: Vec::with_capacity(centers.len()),
-            full_codes: vec![0; centers.len() * full_width(dim)],
-            full_terms: Vec::with_capacity(centers.len()),
+            terms: Vec::with_capacity(active.len()),
+            prefix_codes: vec![0; active.len() * prefix],
+            lead_codes: vec![0; active.len() * lead],
+            full_codes: vec![0; active.len() * full],
         };
-        let mut rest = vec![0.0f64; dim];
-        for (i, cap) in active.iter().enumerate() {
-            for ((r, q), m) in rest.iter_mut().zip(centers[i]).zip(&basis.mean) {
-                *r = f64::from(*q) - along[i] * f64::from(*m);
+        for caps_of_tile in active.chunks(TILE) {
+            let centers: Vec<&[f32]> = caps_of_tile.iter().map(|c| caps.center(*c)).collect();
+            let along: Vec<f64> =
+                centers
+                    .iter()
+                    .map(|q| {
+                        if basis.mean_square > 0.0 {
+                            super::basis::dot(q, &basis.mean) / basis.mean_square
+                        } else {
+                            0.0
+                        }
+                    })
+                    .collect();
+            for ((cap, split), along) in caps_of_tile.iter().zip(split(basis, &centers, |i| along[i])).zip(&along) {
+                let i = queries.terms.len();
+                let mut terms = encode(
+                    sketch,
+                    &split,
+                    *along,
+                    &mut queries.prefix_codes[i * prefix..(i + 1) * prefix],
+                    &mut queries.lead_codes[i * lead..(i + 1) * lead],
+                    &mut queries.full_codes[i * full..(i + 1) * full],
+                );
+                terms.set_threshold(1.0 - caps.bound(*cap));
+                queries.terms.push(terms);
             }
-            let square: f64 = rest.iter().map(|x| x * x).sum();
-            let projection = &projected[i * width..(i + 1) * width];
-            let residual = basis.residual(square, projection) * (1.0 + NORM_SLACK);
-            let a: Vec<f64> = projection.iter().map(|x| f64::from(*x)).collect();
-            let a_length = a.iter().map(|x| x * x).sum::<f64>().sqrt();
-            let offset = along[i] * basis.mean_square;
-            let threshold = 1.0 - caps.bound(*cap);
-            let prefix = &mut queries.prefix_codes[i * padded(width)..(i + 1) * padded(width)];
-            let slack = FLOAT_SLACK + basis.defect(a_length, LONGEST);
-            queries.prefix_terms.push(encode(&a, offset, along[i], residual, threshold, slack, prefix));
-            let full = &mut queries.full_codes[i * full_width(dim)..(i + 1) * full_width(dim)];
-            queries.full_terms.push(encode(&rest, offset, along[i], 0.0, threshold, FLOAT_SLACK, full));
         }
         queries
     }
 
     /// Moves the threshold of query `i` to `real dot >= threshold`.
     pub fn set_threshold(&mut self, i: usize, threshold: f64) {
-        self.prefix_terms[i].set_threshold(threshold);
-        self.full_terms[i].set_threshold(threshold);
+        self.terms[i].set_threshold(threshold);
     }
 
     /// Decides 64 tiles at once: bit `b` stands for all rows of tile `64 group + b`.
     pub fn tiles(&self, group: usize, queries: &[u32], out: &mut [Decision]) -> Result<()> {
-        let (codes, terms) = self.slices(&self.sketch.tile_codes, &self.sketch.tile_terms, group)?;
-        self.prefix(codes, terms, queries, out);
-        Ok(())
-    }
-
-    /// Decides the rows of a tile: bit `b` stands for tree position `64 tile + b`.
-    pub fn rows(&self, tile: usize, queries: &[u32], out: &mut [Decision]) -> Result<()> {
-        let (codes, terms) = self.slices(&self.sketch.row_codes, &self.sketch.row_terms, tile)?;
-        self.prefix(codes, terms, queries, out);
+        let prefix = self.prefix(&self.sketch.tile_codes, &self.sketch.tile_terms, group, GROUP_TERMS)?;
+        self.kernels.group(&prefix, queries, out);
         Ok(())
     }
 
@@ -123,132 +128,205 @@ impl<'a> Queries<'a> {
         Ok(open)
     }
 
-    fn slices<'b>(
-        &self,
-        codes: &'b crate::store::Array<u8>,
-        terms: &'b crate::store::Array<f32>,
+    fn prefix<'b>(
+        &'b self,
+        codes: &'b Array<u8>,
+        terms: &'b Array<f32>,
         tile: usize,
-    ) -> Result<(&'b [u8], &'b [f32])> {
-        let of = |size: usize| -> Range<usize> { tile * size..(tile + 1) * size };
-        Ok((codes.slice(of(TILE * padded(self.sketch.basis.width)))?, terms.slice(of(TILE * TERMS))?))
-    }
-
-    fn prefix(&self, codes: &[u8], terms: &[f32], queries: &[u32], out: &mut [Decision]) {
-        let bytes = padded(self.sketch.basis.width);
-        self.kernels.tile(codes, terms, bytes, &self.prefix_codes, &self.prefix_terms, queries, out);
-    }
-
-    /// The codes at full width of a range of tree positions.
-    pub fn full(&self, positions: Range<usize>) -> Result<Full<'_>> {
-        let width = full_width(self.sketch.basis.dim);
-        Ok(Full {
-            queries: self,
-            width,
-            codes: self.sketch.full_codes.slice(positions.start * width..positions.end * width)?,
-            terms: self.sketch.full_terms.slice(positions)?,
+        numbers: usize,
+    ) -> Result<Prefix<'b>> {
+        let basis = &self.sketch.basis;
+        let size = TILE * padded(basis.width);
+        Ok(Prefix {
+            codes: codes.slice(tile * size..(tile + 1) * size)?,
+            terms: terms.slice(tile * numbers..(tile + 1) * numbers)?,
+            first: padded(basis.first),
+            bytes: padded(basis.width),
+            lead: padded(fine_width(basis.width)),
+            query_codes: &self.prefix_codes,
+            lead_codes: &self.lead_codes,
+            query_terms: &self.terms,
         })
     }
-}
 
-/// The codes of a tile at full width, interleaved like those of a prefix; a buffer to reuse.
-#[derive(Default)]
-pub(crate) struct Interleaved {
-    codes: Vec<u8>,
-    terms: Vec<f32>,
-}
-
-/// Some rows at full width.
-pub(crate) struct Full<'a> {
-    queries: &'a Queries<'a>,
-    width: usize,
-    codes: &'a [u8],
-    terms: &'a [Terms],
-}
-
-impl Full<'_> {
-    /// Asks for the codes of row `r` ahead of their use.
-    #[inline]
-    pub fn prefetch(&self, r: usize) {
-        self.queries.kernels.prefetch(&self.codes[r * self.width..(r + 1) * self.width]);
+    /// What the first and the second level say of a tile's rows, each on its own.
+    #[cfg(test)]
+    pub fn prefix_levels(&self, tile: usize, queries: &[u32]) -> Result<[Vec<Decision>; 2]> {
+        let prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile, ROW_TERMS)?;
+        let mut out = [vec![Decision::default(); queries.len()], vec![Decision::default(); queries.len()]];
+        self.kernels.first(&prefix, queries, &mut out[0]);
+        self.kernels.second(&prefix, queries, &mut out[1], &mut vec![[0.0; TILE]; queries.len()]);
+        Ok(out)
     }
 
-    /// Interleaves the codes of at most 64 rows for [`Full::decide_all`]; pays where many queries ask for many of them.
-    pub fn interleave(&self, into: &mut Interleaved) {
-        into.codes.resize(TILE * self.width, 0);
-        into.terms.resize(TILE * TERMS, 0.0);
-        let lanes: &mut [[u8; 4]] = bytemuck::cast_slice_mut(&mut into.codes);
-        // Sixteen groups at a time: what they are written to stays in the first-level cache.
-        for (part, lanes) in lanes.chunks_exact_mut(LINE / 4 * TILE).enumerate() {
-            for (r, row) in self.codes.chunks_exact(self.width).enumerate() {
-                let fours: &[[u8; 4]] = bytemuck::cast_slice(&row[part * LINE..(part + 1) * LINE]);
-                lanes[r..].iter_mut().step_by(TILE).zip(fours).for_each(|(lane, four)| *lane = *four);
+    /// Takes a tile's rows through all levels for some queries: `out[n]` decides for query `active[n]` the rows that are
+    /// bits of `valid`.
+    pub fn settle(
+        &self,
+        tile: usize,
+        active: &[u32],
+        valid: u64,
+        with: &mut Settling,
+        out: &mut [Decision],
+    ) -> Result<()> {
+        let prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile, ROW_TERMS)?;
+        self.kernels.first(&prefix, active, out);
+        with.places.clear();
+        with.open.clear();
+        for (n, (query, own)) in active.iter().zip(&mut *out).enumerate() {
+            own.inside &= valid;
+            own.unsure &= valid;
+            if own.unsure != 0 {
+                with.places.push(n);
+                with.open.push(*query);
             }
         }
-        for (r, row) in self.terms.iter().enumerate() {
-            let fields: &[f32; TERMS] = bytemuck::cast_ref(row);
-            into.terms[r..].iter_mut().step_by(TILE).zip(fields).for_each(|(term, field)| *term = *field);
+        if with.open.is_empty() {
+            return Ok(());
         }
-    }
-
-    /// Decides all rows for some queries at once.
-    pub fn decide_all(&self, tile: &Interleaved, queries: &[u32], out: &mut [Decision]) {
-        let own = self.queries;
-        own.kernels.tile(&tile.codes, &tile.terms, self.width, &own.full_codes, &own.full_terms, queries, out);
-    }
-
-    /// Decides row `r` of the range: inside, outside, or nothing.
-    #[inline]
-    pub fn decide(&self, r: usize, query: usize) -> Option<bool> {
-        let row = &self.terms[r];
-        let own = &self.queries.full_codes[query * self.width..(query + 1) * self.width];
-        let terms = &self.queries.full_terms[query];
-        let sum = self.queries.kernels.dot(&self.codes[r * self.width..(r + 1) * self.width], own) + terms.start;
-        let value = terms.offset + terms.along * row.shift + terms.step * (row.step * sum as f32);
-        let error = terms.length * row.rounding + terms.rounding * row.length + terms.spread * row.spread;
-        if value - error >= terms.inside {
-            Some(true)
-        } else if value + error < terms.outside {
-            Some(false)
-        } else {
-            None
+        with.decisions.resize(with.open.len(), Decision::default());
+        with.values.resize(with.open.len(), [0.0; TILE]);
+        self.kernels.second(&prefix, &with.open, &mut with.decisions, &mut with.values);
+        let mut wanted = 0;
+        for (n, decision) in with.places.iter().zip(&with.decisions) {
+            let own = &mut out[*n];
+            own.inside |= own.unsure & decision.inside;
+            own.unsure &= decision.unsure;
+            wanted |= own.unsure;
         }
+        if wanted == 0 {
+            return Ok(());
+        }
+        let size = full_bytes(self.sketch.basis.dim);
+        let rows = 64 - wanted.leading_zeros() as usize;
+        let codes = self.sketch.full_codes.slice(tile * TILE * size..(tile * TILE + rows) * size)?;
+        if with.tile != Some(tile) {
+            (with.tile, with.fetched) = (Some(tile), 0);
+        }
+        for r in bits(wanted & !with.fetched) {
+            self.kernels.prefetch(&codes[r * size..(r + 1) * size]);
+        }
+        with.fetched |= wanted;
+        let bounds = Bounds::of(prefix.terms);
+        // A quarter of the tile at a time: its codes and those of the queries stay in the first-level cache.
+        for start in (0..rows).step_by(QUARTER) {
+            let codes = &codes[start * size..rows.min(start + QUARTER) * size];
+            for ((n, query), values) in with.places.iter().zip(&with.open).zip(&with.values) {
+                let own = &mut out[*n];
+                let mask = (own.unsure >> start) as u16;
+                if mask == 0 {
+                    continue;
+                }
+                let code = &self.full_codes[*query as usize * size..(*query as usize + 1) * size];
+                let test = self.terms[*query as usize].full(bounds);
+                let values = values[start..start + QUARTER].try_into().expect("a quarter of a tile");
+                let (inside, open) = self.kernels.full(codes, code, mask, values, &test);
+                own.inside |= u64::from(inside) << start;
+                own.unsure &= !(u64::from(mask & !open) << start);
+            }
+        }
+        Ok(())
     }
 }
 
-/// Codes of a query and its terms.
-fn encode(
-    a: &[f64],
-    offset: f64,
-    along: f64,
-    residual: f64,
-    threshold: f64,
-    slack: f64,
-    codes: &mut [i8],
-) -> QueryTerms {
-    let largest = a.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    let step = up(largest / 127.0);
-    let (mut lost, mut square, mut sum) = (0.0, 0.0, 0i32);
-    let per_step = inverse(step);
-    for (x, code) in a.iter().zip(codes) {
-        let i = nearest(x * per_step);
+/// The numbers of a mask's bits.
+fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        (mask != 0).then(|| {
+            let bit = mask.trailing_zeros() as usize;
+            mask &= mask - 1;
+            bit
+        })
+    })
+}
+
+/// Rounded up, with room for the rounding of the sum of squares.
+fn norm<'a>(values: impl IntoIterator<Item = &'a f64>) -> f32 {
+    up(values.into_iter().map(|x| x * x).sum::<f64>().sqrt() * (1.0 + NORM_SLACK))
+}
+
+fn largest<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
+    values.into_iter().fold(0.0, |m, x| m.max(x.abs()))
+}
+
+/// Codes `values` with one step; returns what that loses and the sum of the codes.
+fn code(values: &[f64], step: f64, codes: &mut [i8]) -> (Vec<f64>, i32) {
+    let (per_step, mut sum) = (inverse(step), 0);
+    let lost = values.iter().zip(codes).map(|(x, code)| {
+        let i = nearest(x * per_step).clamp(-127.0, 127.0);
         *code = i as i32 as i8;
         sum += i as i32;
-        lost += (x - f64::from(step) * i).powi(2);
-        square += x * x;
-    }
-    let bound = |square: f64| up(square.sqrt() * (1.0 + NORM_SLACK));
-    let mut terms = QueryTerms {
-        step,
+        x - step * i
+    });
+    (lost.collect(), sum)
+}
+
+/// Codes of a query and its terms, but for the threshold.
+fn encode(
+    sketch: &Sketch,
+    split: &Split,
+    along: f64,
+    prefix: &mut [i8],
+    lead: &mut [i8],
+    full: &mut [i8],
+) -> QueryTerms {
+    let (basis, steps) = (&sketch.basis, sketch.steps);
+    let [first_step, second_step, rest_step] = [steps.first, steps.second, steps.rest].map(f64::from);
+    let (first, leading) = (basis.first, fine_width(basis.width));
+    let step_of = |k: usize| if k < first { first_step } else { second_step };
+    let a: Vec<f64> = split.z.iter().map(|x| f64::from(*x)).collect();
+    // One integer sum serves both parts of the prefix: the scale of the first is a power of two times the second's.
+    let (first_scale, second_scale) = (largest(&a[..first]) * first_step, largest(&a[first..]) * second_step);
+    let ratio = if second_scale > 0.0 { (first_scale / second_scale).log2().floor().max(0.0) as u32 } else { 0 };
+    let shift = ratio.min(MAX_SHIFT);
+    let power = f64::from(1u32 << shift);
+    let scale = up(second_scale.max(first_scale / power) / 127.0);
+    let step = [power * f64::from(scale) * inverse(first_step), f64::from(scale) * inverse(second_step)];
+    let (mut lost, first_sum) = code(&a[..first], step[0], prefix);
+    let (second_lost, second_sum) = code(&a[first..], step[1], &mut prefix[first..]);
+    lost.extend(second_lost);
+    // What the leading codes lose, in units of the rows' steps.
+    let missing: Vec<f64> = lost[..leading].iter().enumerate().map(|(k, x)| x * step_of(k)).collect();
+    let lead_scale = up(largest(&missing) / 127.0);
+    let (lead_lost, lead_sum) = code(&missing, f64::from(lead_scale), lead);
+    // One integer sum serves the refinement and the rest.
+    let finer: Vec<f64> = a[..leading].iter().enumerate().map(|(k, x)| x * (step_of(k) / FINER)).collect();
+    let full_scale = up(largest(&finer).max(largest(&split.rest) * rest_step) / 127.0);
+    let (fine, rest) = full.split_at_mut(FINE);
+    let (finer_lost, fine_sum) = code(&finer, f64::from(full_scale), fine);
+    let (rest_lost, rest_sum) = code(&split.rest, f64::from(full_scale) * inverse(rest_step), rest);
+    let offset = along * basis.mean_square;
+    let residual = |z: &[f32]| up(basis.residual(split.square, z) * (1.0 + NORM_SLACK));
+    QueryTerms {
         offset: offset as f32,
         along: along as f32,
-        rounding: bound(lost),
-        length: bound(square),
-        residual: up(residual),
         spread: up(along.abs()),
-        start: -128 * sum,
-        slack: slack + 2e-7 * (offset.abs() + along.abs() * LONGEST),
-        ..QueryTerms::default()
-    };
-    terms.set_threshold(threshold);
-    terms
+        shift,
+        first_scale: scale * power as f32,
+        first_start: -128 * first_sum,
+        second_scale: scale,
+        second_start: -128 * ((first_sum << shift) + second_sum),
+        lead_scale,
+        lead_start: -128 * lead_sum,
+        full_scale,
+        full_start: -128 * (fine_sum + rest_sum),
+        first_residual: residual(&split.z[..first]),
+        residual: residual(&split.z),
+        first_length: norm(&a[..first]),
+        first_lost: norm(&lost[..first]),
+        second_length: norm(&a[first..]),
+        second_lost: norm(&lost[first..]),
+        length: norm(&a),
+        lead_length: norm(&a[..leading]),
+        lead_lost: norm(&lead_lost),
+        finer_lost: norm(&finer_lost),
+        plain_length: norm(&a[leading..]),
+        plain_lost: norm(&lost[leading..]),
+        // `p` itself is `split.rest` but for its error.
+        rest_length: up(f64::from(norm(&split.rest)) + split.rest_error),
+        rest_lost: up(f64::from(norm(&rest_lost)) + split.rest_error),
+        slack: FLOAT_SLACK + basis.defect(f64::from(norm(&a)), LONGEST) + 2e-7 * (offset.abs() + along.abs() * LONGEST),
+        inside: 0.0,
+        outside: 0.0,
+    }
 }

@@ -101,11 +101,21 @@ pub(super) fn to_text<B: Serialize>(body: &Body<&B>) -> Result<String> {
     }
 }
 
+/// A manifest that was read.
+pub(super) struct Manifest<B> {
+    pub version: u64,
+    pub body: Body<B>,
+    /// Size of the manifest itself.
+    pub bytes: u64,
+    /// Checksums of the table's chunks.
+    pub table_chunks: Vec<u64>,
+}
+
 /// Reads and checks the manifest of `folder`; also gives its size in bytes and the table's checksums.
 ///
 /// # Errors
 /// [`Error::NotFound`] if this is no tree, [`Error::NewerVersion`], [`Error::Corrupt`] if anything does not add up.
-pub(super) fn read<B: DeserializeOwned>(folder: &Path) -> Result<(Body<B>, u64, Vec<u64>)> {
+pub(super) fn read<B: DeserializeOwned>(folder: &Path) -> Result<Manifest<B>> {
     let corrupt =
         |reason: String| Error::Corrupt { path: folder.to_owned(), reason: format!("{MANIFEST_FILE}: {reason}") };
     let text = read_text(folder)?;
@@ -119,21 +129,21 @@ pub(super) fn read<B: DeserializeOwned>(folder: &Path) -> Result<(Body<B>, u64, 
         return Err(foreign(folder));
     }
     let version = tag.version.map_or("none", RawValue::get);
-    match version.parse() {
-        Ok(FORMAT_VERSION) => {}
+    let version = match version.parse() {
+        Ok(found @ 1..=FORMAT_VERSION) => found,
         Ok(found) if found > FORMAT_VERSION => {
             return Err(Error::NewerVersion { path: folder.to_owned(), found, supported: FORMAT_VERSION });
         }
-        _ => return Err(corrupt(format!("expected version {FORMAT_VERSION}, found {version}"))),
-    }
+        _ => return Err(corrupt(format!("expected version 1 to {FORMAT_VERSION}, found {version}"))),
+    };
     let envelope: Envelope = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
     let found = to_hex(xxh3_64(envelope.body.get().as_bytes()));
     if envelope.checksum != found {
         return Err(corrupt(format!("expected checksum {:?}, found {found:?}", envelope.checksum)));
     }
     let body: Body<B> = serde_json::from_str(envelope.body.get()).map_err(|e| corrupt(e.to_string()))?;
-    let chunks = check(&body).map_err(corrupt)?;
-    Ok((body, text.len() as u64, chunks))
+    let table_chunks = check(&body).map_err(corrupt)?;
+    Ok(Manifest { version, body, bytes: text.len() as u64, table_chunks })
 }
 
 fn foreign(folder: &Path) -> Error {

@@ -245,7 +245,7 @@ fn replaces(path: &Path) -> Result<bool> {
         other => other.map_err(|e| failed(path, e))?,
     };
     let body = match manifest::read::<IgnoredAny>(path) {
-        Ok((body, ..)) => body,
+        Ok(found) => found.body,
         Err(e) => return refused(format!("it exists and is not a tree that can be replaced ({e})")),
     };
     let mut known: Vec<String> = body.arrays.iter().map(|array| file_name(&array.name)).collect();

@@ -8,10 +8,13 @@ use crate::build::{MAX_DIM, Params, Rows};
 use crate::control::Control;
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
-use crate::sketch::{Basis, MAX_PREFIX, Sketch, TERMS, TILE, full_width, padded};
+use crate::sketch::{Basis, GROUP_TERMS, MAX_PREFIX, ROW_TERMS, Sketch, Steps, TILE, full_bytes, padded};
 use crate::store::{Array, Folder, FolderWriter};
 use crate::threads::Threads;
-use crate::vectors::{NormRange, Precision, Vectors, with_elements};
+use crate::vectors::{NormRange, Precision, Vectors, row, with_elements};
+
+/// First format version with the sketches of today.
+const SKETCHES: u64 = 2;
 
 /// Bytes that are written between two looks at whether to stop.
 const PART_BYTES: usize = 16 << 20;
@@ -27,7 +30,11 @@ pub(super) struct Meta {
     fanout: usize,
     leaf_size: usize,
     seed: u64,
+    #[serde(default)]
+    first: usize,
     prefix: usize,
+    #[serde(default)]
+    steps: Steps,
     skew: f64,
     projection_error: f64,
     pub norms: Norms,
@@ -44,7 +51,9 @@ impl Meta {
             fanout: params.fanout,
             leaf_size: params.leaf_size,
             seed: params.seed,
+            first: sketch.basis.first,
             prefix: sketch.basis.width,
+            steps: sketch.steps,
             skew: sketch.basis.skew,
             projection_error: sketch.basis.projection_error,
             norms,
@@ -59,10 +68,10 @@ impl Meta {
         let (tiles, groups) = (self.rows.div_ceil(TILE), padded(self.prefix) / 4);
         SketchShapes {
             tile_codes: [tiles.div_ceil(TILE), groups, TILE, 4],
-            tile_terms: [tiles.div_ceil(TILE), TERMS, TILE],
+            tile_terms: [tiles.div_ceil(TILE), GROUP_TERMS],
             row_codes: [tiles, groups, TILE, 4],
-            row_terms: [tiles, TERMS, TILE],
-            full_codes: [self.rows, full_width(self.dim)],
+            row_terms: [tiles, ROW_TERMS],
+            full_codes: [self.rows, full_bytes(self.dim)],
         }
     }
 
@@ -73,19 +82,31 @@ impl Meta {
         if self.rows == 0 || self.nodes == 0 || !(1..=MAX_DIM).contains(&self.dim) {
             return Some(format!("expected rows, nodes and 1 to {MAX_DIM} dims, found {self:?}"));
         }
-        if self.prefix == 0 || self.prefix > self.dim || self.prefix > MAX_PREFIX {
-            return Some(format!("expected a sketch of 1 to {} dims, found {self:?}", self.dim.min(MAX_PREFIX)));
-        }
-        // Anything near these is no basis that was ever trained; the bounds' slack counts on it.
-        if !(0.0..0.01).contains(&self.skew) || !(0.0..0.01).contains(&self.projection_error) {
-            let found = (self.skew, self.projection_error);
-            return Some(format!("expected a skew and a projection error below 0.01, found {found:?}"));
-        }
         if Params::new(self.fanout, Some(self.leaf_size), self.seed).is_err() {
             return Some(format!("expected a fanout of 2 to 4096 and a leaf size, found {self:?}"));
         }
         if !unit(self.norms.rows) || !unit(self.norms.centers) {
             return Some(format!("expected unit norms, found {:?}", self.norms));
+        }
+        None
+    }
+
+    /// Says what no sketch can have, if anything.
+    fn sketch_fault(&self) -> Option<String> {
+        if self.prefix == 0 || self.prefix > self.dim || self.prefix > MAX_PREFIX {
+            return Some(format!("expected a sketch of 1 to {} dims, found {self:?}", self.dim.min(MAX_PREFIX)));
+        }
+        if self.first == 0 || self.first > self.prefix || (self.first % 4 != 0 && self.first != self.prefix) {
+            let found = (self.first, self.prefix);
+            return Some(format!("expected a first level of whole groups of four dims of the prefix, found {found:?}"));
+        }
+        if [self.steps.first, self.steps.second, self.steps.rest].iter().any(|s| !(0.0..1.0).contains(s)) {
+            return Some(format!("expected code steps from 0 to 1, found {:?}", self.steps));
+        }
+        // Anything near these is no basis that was ever trained; the bounds' slack counts on it.
+        if !(0.0..0.01).contains(&self.skew) || !(0.0..0.01).contains(&self.projection_error) {
+            let found = (self.skew, self.projection_error);
+            return Some(format!("expected a skew and a projection error below 0.01, found {found:?}"));
         }
         None
     }
@@ -119,7 +140,7 @@ pub(super) fn write<E: Element>(
     }
     vectors.finish()?;
     let shapes = meta.sketch_shapes();
-    let Sketch { basis, tile_codes, tile_terms, row_codes, row_terms, full_codes, full_terms } = arrays.sketch;
+    let Sketch { basis, steps: _, tile_codes, tile_terms, row_codes, row_terms, full_codes } = arrays.sketch;
     put(&mut writer, "rows", &[n], arrays.rows, control)?;
     put(&mut writer, "positions", &[n], arrays.positions, control)?;
     put(&mut writer, "nodes", &[arrays.nodes.len()], arrays.nodes, control)?;
@@ -131,7 +152,6 @@ pub(super) fn write<E: Element>(
     put(&mut writer, "prefix_codes", &shapes.row_codes, whole(row_codes)?, control)?;
     put(&mut writer, "prefix_terms", &shapes.row_terms, whole(row_terms)?, control)?;
     put(&mut writer, "full_codes", &shapes.full_codes, whole(full_codes)?, control)?;
-    put(&mut writer, "full_terms", &[n], whole(full_terms)?, control)?;
     writer.finish(meta)
 }
 
@@ -156,38 +176,42 @@ fn put<T: crate::store::Element>(
 }
 
 fn read_sketch(folder: &Folder, meta: &Meta) -> Result<Sketch> {
+    if let Some(reason) = meta.sketch_fault() {
+        return Err(Error::Corrupt { path: folder.path().to_owned(), reason });
+    }
     let shapes = meta.sketch_shapes();
     let mean = folder.array::<f32>("sketch_mean", &[meta.dim])?;
     let columns = folder.array::<f32>("sketch_basis", &[meta.prefix, meta.dim])?;
     let mean = mean.slice(0..mean.len())?.to_vec();
     let columns = columns.slice(0..columns.len())?.to_vec();
-    let basis = Basis::new(meta.dim, meta.prefix, mean, columns, meta.skew, meta.projection_error);
+    let basis = Basis::new(meta.dim, (meta.first, meta.prefix), mean, columns, meta.skew, meta.projection_error);
     if !basis.has_valid_mean() {
         let (path, reason) = (folder.path().to_owned(), "expected a mean that is zero or a direction".into());
         return Err(Error::Corrupt { path, reason });
     }
     Ok(Sketch {
         basis,
+        steps: meta.steps,
         tile_codes: folder.array("tile_codes", &shapes.tile_codes)?,
         tile_terms: folder.array("tile_terms", &shapes.tile_terms)?,
         row_codes: folder.array("prefix_codes", &shapes.row_codes)?,
         row_terms: folder.array("prefix_terms", &shapes.row_terms)?,
         full_codes: folder.array("full_codes", &shapes.full_codes)?,
-        full_terms: folder.array("full_terms", &[meta.rows])?,
     })
 }
 
 /// Shapes of the sketch's arrays: tiles, groups of four dims, rows of a tile, four bytes.
 struct SketchShapes {
     tile_codes: [usize; 4],
-    tile_terms: [usize; 3],
+    tile_terms: [usize; 2],
     row_codes: [usize; 4],
-    row_terms: [usize; 3],
+    row_terms: [usize; 2],
     full_codes: [usize; 2],
 }
 
 impl Tree {
-    /// Maps the tree at `path`. Takes milliseconds whatever its size: rows are checked as they are first read.
+    /// Maps the tree at `path`. Takes milliseconds whatever its size: rows are checked as they are first read. (A tree of
+    /// format version 1 takes as long as making its sketches anew.)
     ///
     /// Errors: [`Error::NotFound`], [`Error::Corrupt`], [`Error::NewerVersion`], [`Error::Io`].
     pub fn open(path: &Path) -> Result<Tree> {
@@ -203,7 +227,14 @@ impl Tree {
         let positions = folder.array("positions", &[meta.rows])?;
         let nodes = folder.array("nodes", &[meta.nodes])?;
         let centers = folder.array("centers", &[meta.nodes, meta.dim])?;
-        let sketch = read_sketch(&folder, &meta)?;
+        let sketch = if folder.version() < SKETCHES {
+            // The sketches of older trees have no reader any more: they are made anew, in memory.
+            let control = Control::default();
+            let shape = (meta.rows, meta.dim);
+            with_elements!(&vectors, a => Sketch::build(&|p| row(a, p, meta.dim), shape, meta.seed, &control))?
+        } else {
+            read_sketch(&folder, &meta)?
+        };
         Tree::assemble(meta, vectors, rows, positions, nodes, centers, sketch, Some(path.to_owned()), folder.bytes())
     }
 
@@ -221,7 +252,9 @@ impl Tree {
             fanout: self.params.fanout,
             leaf_size: self.params.leaf_size,
             seed: self.params.seed,
+            first: self.sketch.basis.first,
             prefix: self.sketch.basis.width,
+            steps: self.sketch.steps,
             skew: self.sketch.basis.skew,
             projection_error: self.sketch.basis.projection_error,
             norms: self.norms,

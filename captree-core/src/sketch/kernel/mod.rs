@@ -8,33 +8,90 @@ mod x86_64;
 
 use std::sync::OnceLock;
 
-use super::{TERMS, TILE};
+use super::TILE;
+use super::levels::{Bounds, GROUP_TERMS, ROW_TERMS};
 
-/// What a level knows of one query beside its code; the counterpart of [`super::Terms`].
-#[derive(Clone, Copy, Debug, Default)]
+/// What is known of one query beside its codes; the counterpart of [`Bounds`]. Norms are rounded up.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct QueryTerms {
-    /// Step of the code.
-    pub step: f32,
     /// `<q, mu>`.
     pub offset: f32,
-    /// `lambda`.
+    /// `lambda`, and at least its size.
     pub along: f32,
-    /// At least `|a - s_q j|`.
-    pub rounding: f32,
-    /// At least `|a|`.
-    pub length: f32,
-    /// At least `|p|`.
-    pub residual: f32,
-    /// At least `|lambda|`.
     pub spread: f32,
-    /// Codes of rows are stored plus 128; this takes the surplus away again.
-    pub start: i32,
+    /// The first level's sum counts `2^shift` times at the second.
+    pub shift: u32,
+    /// What an integer sum is worth at each level, and what takes away that codes of rows are stored plus 128.
+    pub first_scale: f32,
+    pub first_start: i32,
+    pub second_scale: f32,
+    pub second_start: i32,
+    pub lead_scale: f32,
+    pub lead_start: i32,
+    pub full_scale: f32,
+    pub full_start: i32,
+    /// What the first level's columns, and all of them, leave over.
+    pub first_residual: f32,
+    pub residual: f32,
+    /// `|a|` over the first level's columns, the others, all, the refined ones and those that are not; and what the codes
+    /// lose of them. `lead_lost` is left after the leading columns' second code, in units of the rows' steps.
+    pub first_length: f32,
+    pub first_lost: f32,
+    pub second_length: f32,
+    pub second_lost: f32,
+    pub length: f32,
+    pub lead_length: f32,
+    pub lead_lost: f32,
+    pub finer_lost: f32,
+    pub plain_length: f32,
+    pub plain_lost: f32,
+    /// `|p|`, and what its code loses.
+    pub rest_length: f32,
+    pub rest_lost: f32,
+    /// What rounding and the basis may hide.
+    pub slack: f64,
     /// A value this large, less its error, is inside.
     pub inside: f32,
     /// A value below this, plus its error, is outside.
     pub outside: f32,
-    /// What rounding and the basis may hide.
-    pub slack: f64,
+}
+
+/// A level's test of one query for the rows of one tile.
+struct Test {
+    scale: f32,
+    start: i32,
+    offset: f32,
+    along: f32,
+    residual: f32,
+    /// `|a|` and the size of `lambda`, which a tile's radius and reach are multiplied with.
+    length: f32,
+    spread: f32,
+    inside: f32,
+    outside: f32,
+    is_first: bool,
+}
+
+/// The test of one query at full width: `value + scale (sum + start)` of at least `inside` is inside, below `outside` it
+/// is outside.
+pub(crate) struct FullTest {
+    pub scale: f32,
+    pub start: i32,
+    pub inside: f32,
+    pub outside: f32,
+}
+
+impl FullTest {
+    /// Bits of the rows of `mask` that are inside, and of those that stay open.
+    fn decide(&self, sums: &[i32; QUARTER], values: &[f32; QUARTER], mask: u16) -> (u16, u16) {
+        let (mut inside, mut open) = (0, 0);
+        for (r, (sum, value)) in sums.iter().zip(values).enumerate() {
+            let value = value + self.scale * (sum.wrapping_add(self.start)) as f32;
+            inside |= u16::from(value >= self.inside) << r;
+            // Written so that a value that is no number stays open.
+            open |= u16::from(!(value < self.outside)) << r;
+        }
+        (inside & mask, open & !inside & mask)
+    }
 }
 
 impl QueryTerms {
@@ -43,7 +100,55 @@ impl QueryTerms {
         self.inside = super::up(threshold + self.slack);
         self.outside = -super::up(self.slack - threshold);
     }
+
+    /// The error that all rows of a tile share is part of the thresholds.
+    #[inline(always)]
+    fn test<const LEVEL: u8>(&self, bounds: &Bounds) -> Test {
+        let mut error =
+            self.spread * bounds.spread + self.first_length * bounds.first_lost + self.first_lost * bounds.first_length;
+        if LEVEL != generic::FIRST {
+            error += self.second_length * bounds.second_lost + self.second_lost * bounds.second_length;
+        }
+        let (scale, start, residual) = if LEVEL == generic::FIRST {
+            (self.first_scale, self.first_start, self.first_residual)
+        } else {
+            (self.second_scale, self.second_start, self.residual)
+        };
+        Test {
+            scale,
+            start,
+            offset: self.offset,
+            along: self.along,
+            residual,
+            length: self.length,
+            spread: self.spread,
+            inside: self.inside + error,
+            outside: self.outside - error,
+            is_first: LEVEL == generic::FIRST,
+        }
+    }
+
+    /// The test at full width for the rows of a tile.
+    pub fn full(&self, bounds: &Bounds) -> FullTest {
+        let error = self.spread * bounds.spread
+            + self.lead_length * bounds.fine_lost
+            + self.finer_lost * bounds.fine_length
+            + self.lead_lost * bounds.lead_length
+            + self.plain_length * bounds.plain_lost
+            + self.plain_lost * bounds.plain_length
+            + self.rest_length * bounds.rest_lost
+            + self.rest_lost * bounds.rest_length;
+        FullTest {
+            scale: self.full_scale,
+            start: self.full_start,
+            inside: self.inside + error,
+            outside: self.outside - error,
+        }
+    }
 }
+
+/// Rows that [`IntKernels::full`] takes at a time.
+pub(crate) const QUARTER: usize = 16;
 
 /// One bit per row of a tile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,22 +159,49 @@ pub(crate) struct Decision {
     pub unsure: u64,
 }
 
-/// Arguments of the tile loop; see [`IntKernels::tile`].
-struct Tile<'a> {
-    codes: &'a [u8],
-    terms: &'a [f32],
-    bytes: usize,
-    query_codes: &'a [i8],
-    query_terms: &'a [QueryTerms],
-    queries: &'a [u32],
+/// The prefix codes of 64 rows or tiles, and those of the queries.
+pub(crate) struct Prefix<'a> {
+    /// Codes, interleaved by groups of four dims.
+    pub codes: &'a [u8],
+    /// Fields of 64 numbers each, then the tile's [`Bounds`].
+    pub terms: &'a [f32],
+    /// Bytes of a code that the first level reads, and of all, and of the leading columns.
+    pub first: usize,
+    pub bytes: usize,
+    pub lead: usize,
+    /// Of all queries: `bytes` codes each, `lead` codes each, terms.
+    pub query_codes: &'a [i8],
+    pub lead_codes: &'a [i8],
+    pub query_terms: &'a [QueryTerms],
 }
+
+impl Prefix<'_> {
+    #[inline(always)]
+    fn bounds(&self) -> &Bounds {
+        Bounds::of(self.terms)
+    }
+
+    /// # Panics
+    /// If lengths do not fit.
+    fn check(&self, numbers: usize, queries: &[u32], out: &[Decision]) {
+        let (count, parts) = (self.query_terms.len(), [self.first, self.bytes, self.lead]);
+        assert!(parts.iter().all(|b| b.is_multiple_of(4) && *b <= self.bytes));
+        assert!(self.codes.len() == TILE * self.bytes && self.terms.len() == numbers);
+        assert!(self.query_codes.len() == count * self.bytes && self.lead_codes.len() == count * self.lead);
+        assert!(out.len() == queries.len() && queries.iter().all(|q| (*q as usize) < count));
+    }
+}
+
+type Level = unsafe fn(&Prefix<'_>, &[u32], &mut [Decision], &mut [[f32; TILE]]);
 
 /// The kernels of one instruction set. Holding one proves that the CPU has it.
 #[derive(Clone, Copy)]
 pub(crate) struct IntKernels {
     name: &'static str,
-    tile: unsafe fn(&Tile<'_>, &mut [Decision]),
-    dot: unsafe fn(&[u8], &[i8]) -> i32,
+    first: Level,
+    second: Level,
+    group: Level,
+    full: unsafe fn(&[u8], &[i8], u16, &[f32; QUARTER], &FullTest) -> (u16, u16),
 }
 
 impl IntKernels {
@@ -94,30 +226,36 @@ impl IntKernels {
         self.name
     }
 
-    /// `out[i]` decides the 64 rows of a tile for query `queries[i]`.
-    ///
-    /// `codes`: 64 rows of `bytes` bytes, interleaved by groups of four; `terms`: [`TERMS`] times 64 numbers;
-    /// `query_codes` and `query_terms`: of all queries.
+    /// `out[i]` decides the 64 rows of a tile for query `queries[i]`, by the first level.
     ///
     /// # Panics
     /// If lengths do not fit.
-    #[allow(clippy::too_many_arguments)]
-    pub fn tile(
-        &self,
-        codes: &[u8],
-        terms: &[f32],
-        bytes: usize,
-        query_codes: &[i8],
-        query_terms: &[QueryTerms],
-        queries: &[u32],
-        out: &mut [Decision],
-    ) {
-        assert!(bytes.is_multiple_of(4) && codes.len() == TILE * bytes && terms.len() == TILE * TERMS);
-        assert!(query_codes.len() == query_terms.len() * bytes && out.len() == queries.len());
-        assert!(queries.iter().all(|q| (*q as usize) < query_terms.len()));
-        let tile = Tile { codes, terms, bytes, query_codes, query_terms, queries };
+    pub fn first(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+        prefix.check(ROW_TERMS, queries, out);
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.tile)(&tile, out) }
+        unsafe { (self.first)(prefix, queries, out, &mut []) }
+    }
+
+    /// The same by the second level. Where rows stay open, `values[i]` gets the estimates of all dot products, the
+    /// query's leading columns refined.
+    ///
+    /// # Panics
+    /// If lengths do not fit.
+    pub fn second(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision], values: &mut [[f32; TILE]]) {
+        prefix.check(ROW_TERMS, queries, out);
+        assert_eq!(values.len(), queries.len());
+        // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
+        unsafe { (self.second)(prefix, queries, out, values) }
+    }
+
+    /// `out[i]` decides 64 tiles, each as a whole, for query `queries[i]`.
+    ///
+    /// # Panics
+    /// If lengths do not fit.
+    pub fn group(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+        prefix.check(GROUP_TERMS, queries, out);
+        // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
+        unsafe { (self.group)(prefix, queries, out, &mut []) }
     }
 
     /// Hints that `codes` will be read soon.
@@ -129,14 +267,17 @@ impl IntKernels {
         let _ = codes;
     }
 
-    /// Sum of products of a row's code (plus 128) and a query's.
+    /// Decides at most sixteen rows, the bits of `mask`, at full width: those surely inside, and those that stay open.
+    ///
+    /// `rows`: their codes (plus 128), one after the other; `values`: the second level's estimates.
     ///
     /// # Panics
-    /// If the lengths differ or are no multiple of 64.
+    /// If the rows are not as long as the query, or that is no multiple of 64, or `mask` names a row that is not there.
     #[inline]
-    pub fn dot(&self, row: &[u8], query: &[i8]) -> i32 {
-        assert!(row.len() == query.len() && row.len().is_multiple_of(64));
+    pub fn full(&self, rows: &[u8], query: &[i8], mask: u16, values: &[f32; QUARTER], test: &FullTest) -> (u16, u16) {
+        let there = 16 - mask.leading_zeros() as usize;
+        assert!(query.len().is_multiple_of(64) && rows.len() >= there * query.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.dot)(row, query) }
+        unsafe { (self.full)(rows, query, mask, values, test) }
     }
 }

@@ -1,8 +1,9 @@
 //! The tile loop in plain Rust, for any CPU.
 
 use super::generic::{self, Lanes, ROWS};
-use super::{Decision, IntKernels, QueryTerms, Tile};
+use super::{Decision, FullTest, IntKernels, Prefix, Test};
 use crate::sketch::TILE;
+use crate::sketch::levels::field;
 
 struct Portable;
 
@@ -34,32 +35,71 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn decide(sums: Self::Sums, terms: *const f32, query: &QueryTerms) -> (u16, u16) {
-        // SAFETY: the caller promises 16 readable numbers in each of the six runs.
-        let term = |field: usize, r: usize| unsafe { *terms.add(field * TILE + r) };
+    unsafe fn shift(sums: Self::Sums, shift: u32) -> Self::Sums {
+        sums.map(|s| s << shift)
+    }
+
+    #[inline(always)]
+    unsafe fn test<const GROUP: bool>(
+        sums: Self::Sums,
+        terms: *const f32,
+        test: &Test,
+        values: *mut f32,
+    ) -> (u16, u16) {
+        // SAFETY: the caller promises 16 readable numbers at each field of the level.
+        let term = |field: usize, r: usize| unsafe { *terms.add(field + r) };
+        let residual = if test.is_first { field::FIRST_RESIDUAL } else { field::RESIDUAL };
         let (mut inside, mut open) = (0, 0);
         for (r, sum) in sums.iter().enumerate() {
-            let scaled = query.step * (term(0, r) * (sum + query.start) as f32);
-            let value = query.offset + query.along * term(1, r) + scaled;
-            let error = query.length * term(2, r)
-                + query.rounding * term(3, r)
-                + query.residual * term(4, r)
-                + query.spread * term(5, r);
-            inside |= u16::from(value - error >= query.inside) << r;
+            let value = test.offset + test.along * term(field::SHIFT, r) + test.scale * (sum + test.start) as f32;
+            let mut error = test.residual * term(residual, r);
+            if GROUP {
+                error += test.length * term(field::RADIUS, r) + test.spread * term(field::REACH, r);
+            }
+            inside |= u16::from(value - error >= test.inside) << r;
             // Written so that a value that is no number stays open.
-            open |= u16::from(!(value + error < query.outside)) << r;
+            open |= u16::from(!(value + error < test.outside)) << r;
+            if !values.is_null() {
+                // SAFETY: the caller promises 16 writable numbers.
+                unsafe { *values.add(r) = value };
+            }
         }
         (inside, open)
     }
+
+    #[inline(always)]
+    unsafe fn add_values(sums: Self::Sums, start: i32, scale: f32, values: *mut f32) {
+        for (r, sum) in sums.iter().enumerate() {
+            // SAFETY: the caller promises 16 writable numbers.
+            unsafe { *values.add(r) += scale * (sum + start) as f32 };
+        }
+    }
 }
 
-unsafe fn tile(args: &Tile<'_>, out: &mut [Decision]) {
+unsafe fn level<const LEVEL: u8>(
+    prefix: &Prefix<'_>,
+    queries: &[u32],
+    out: &mut [Decision],
+    values: &mut [[f32; TILE]],
+) {
     // SAFETY: the caller keeps the contract; no CPU feature is needed.
-    unsafe { generic::tile::<Portable>(args, out) }
+    unsafe { generic::level::<Portable, LEVEL>(prefix, queries, out, values) }
 }
 
-unsafe fn dot(row: &[u8], query: &[i8]) -> i32 {
-    row.iter().zip(query).map(|(x, q)| i32::from(*x) * i32::from(*q)).sum()
+unsafe fn full(rows: &[u8], query: &[i8], mask: u16, values: &[f32; ROWS], test: &FullTest) -> (u16, u16) {
+    let mut sums = [0; ROWS];
+    for (r, (row, sum)) in rows.chunks_exact(query.len()).zip(&mut sums).enumerate() {
+        if mask >> r & 1 == 1 {
+            *sum = row.iter().zip(query).map(|(x, q)| i32::from(*x) * i32::from(*q)).sum();
+        }
+    }
+    test.decide(&sums, values, mask)
 }
 
-pub(super) const KERNELS: IntKernels = IntKernels { name: "portable", tile, dot };
+pub(super) const KERNELS: IntKernels = IntKernels {
+    name: "portable",
+    first: level::<{ generic::FIRST }>,
+    second: level::<{ generic::SECOND }>,
+    group: level::<{ generic::GROUP }>,
+    full,
+};

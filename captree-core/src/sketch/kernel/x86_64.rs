@@ -2,9 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::generic::{self, Lanes};
-use super::{Decision, IntKernels, QueryTerms, Tile};
+use super::generic::{self, Lanes, ROWS};
+use super::{Decision, FullTest, IntKernels, Prefix, Test};
 use crate::sketch::TILE;
+use crate::sketch::levels::field;
 
 struct Vnni;
 
@@ -38,43 +39,102 @@ impl Lanes for Vnni {
     }
 
     #[inline(always)]
-    unsafe fn decide(sums: Self::Sums, terms: *const f32, query: &QueryTerms) -> (u16, u16) {
-        // SAFETY: the caller has AVX-512F and 16 readable numbers in each of the six runs.
+    unsafe fn shift(sums: Self::Sums, shift: u32) -> Self::Sums {
+        // SAFETY: the caller has AVX-512F.
+        unsafe { _mm512_sll_epi32(sums, _mm_cvtsi32_si128(shift as i32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn test<const GROUP: bool>(
+        sums: Self::Sums,
+        terms: *const f32,
+        test: &Test,
+        values: *mut f32,
+    ) -> (u16, u16) {
+        // SAFETY: the caller has AVX-512F, 16 readable numbers at each field of the level, and room for 16 values.
         unsafe {
-            let term = |field: usize| _mm512_loadu_ps(terms.add(field * TILE));
+            let term = |field: usize| _mm512_loadu_ps(terms.add(field));
             let all = |x: f32| _mm512_set1_ps(x);
-            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(query.start)));
-            let start = _mm512_fmadd_ps(all(query.along), term(1), all(query.offset));
-            let value = _mm512_fmadd_ps(_mm512_mul_ps(all(query.step), term(0)), sum, start);
-            let error = _mm512_mul_ps(all(query.length), term(2));
-            let error = _mm512_fmadd_ps(all(query.rounding), term(3), error);
-            let error = _mm512_fmadd_ps(all(query.residual), term(4), error);
-            let error = _mm512_fmadd_ps(all(query.spread), term(5), error);
-            let inside = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(_mm512_sub_ps(value, error), all(query.inside));
-            let open = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(_mm512_add_ps(value, error), all(query.outside));
+            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(test.start)));
+            let start = _mm512_fmadd_ps(all(test.along), term(field::SHIFT), all(test.offset));
+            let value = _mm512_fmadd_ps(all(test.scale), sum, start);
+            let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::RESIDUAL });
+            let (low, high) = if GROUP {
+                let error = _mm512_mul_ps(all(test.residual), residual);
+                let error = _mm512_fmadd_ps(all(test.length), term(field::RADIUS), error);
+                let error = _mm512_fmadd_ps(all(test.spread), term(field::REACH), error);
+                (_mm512_sub_ps(value, error), _mm512_add_ps(value, error))
+            } else {
+                let by = all(test.residual);
+                (_mm512_fnmadd_ps(by, residual, value), _mm512_fmadd_ps(by, residual, value))
+            };
+            if !values.is_null() {
+                _mm512_storeu_ps(values, value);
+            }
+            let inside = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(low, all(test.inside));
+            let open = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(high, all(test.outside));
             (inside, open)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_values(sums: Self::Sums, start: i32, scale: f32, values: *mut f32) {
+        // SAFETY: the caller has AVX-512F and 16 writable numbers.
+        unsafe {
+            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(start)));
+            _mm512_storeu_ps(values, _mm512_fmadd_ps(_mm512_set1_ps(scale), sum, _mm512_loadu_ps(values)));
         }
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn tile_512(args: &Tile<'_>, out: &mut [Decision]) {
-    // SAFETY: the caller keeps the contract and has the features.
-    unsafe { generic::tile::<Vnni>(args, out) }
-}
-
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn dot_512(row: &[u8], query: &[i8]) -> i32 {
-    // SAFETY: both have the same length, a multiple of 64, and the caller has the features.
-    unsafe {
-        let mut sums = [_mm512_setzero_si512(); 4];
-        for (i, at) in (0..row.len()).step_by(64).enumerate() {
-            let x = _mm512_loadu_si512(row.as_ptr().add(at).cast());
-            let q = _mm512_loadu_si512(query.as_ptr().add(at).cast());
-            sums[i % 4] = _mm512_dpbusd_epi32(sums[i % 4], x, q);
+unsafe fn full_512(rows: &[u8], query: &[i8], mask: u16, values: &[f32; ROWS], test: &FullTest) -> (u16, u16) {
+    let (mut sums, mut left) = ([0i32; ROWS], mask);
+    // Plain loops: a closure would not have this function's features.
+    while left != 0 {
+        // Four rows at once; the last one stands in for those that are missing.
+        let mut four = [left.trailing_zeros() as usize; 4];
+        left &= left - 1;
+        for f in 1..4 {
+            four[f] = if left == 0 { four[f - 1] } else { left.trailing_zeros() as usize };
+            left &= left.wrapping_sub(1);
         }
-        let (a, b) = (_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
-        _mm512_reduce_add_epi32(_mm512_add_epi32(a, b))
+        // SAFETY: the rows of the mask are there, each as long as the query, a multiple of 64; the caller has the features.
+        unsafe {
+            let mut at = [rows.as_ptr(); 4];
+            for f in 0..4 {
+                at[f] = at[f].add(four[f] * query.len());
+            }
+            let mut acc = [_mm512_setzero_si512(); 4];
+            let mut i = 0;
+            while i < query.len() {
+                let q = _mm512_loadu_si512(query.as_ptr().add(i).cast());
+                for f in 0..4 {
+                    acc[f] = _mm512_dpbusd_epi32(acc[f], _mm512_loadu_si512(at[f].add(i).cast()), q);
+                }
+                i += 64;
+            }
+            // Four sums of sixteen at once: after two rounds each 128-bit lane holds a part of all four.
+            let low = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[0], acc[1]), _mm512_unpackhi_epi32(acc[0], acc[1]));
+            let high = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[2], acc[3]), _mm512_unpackhi_epi32(acc[2], acc[3]));
+            let all = _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+            let half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
+            let each = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+            let mut each_sum = [0i32; 4];
+            _mm_storeu_si128(each_sum.as_mut_ptr().cast(), each);
+            for f in 0..4 {
+                sums[four[f]] = each_sum[f];
+            }
+        }
+    }
+    // SAFETY: sixteen sums and values; the caller has AVX-512F.
+    unsafe {
+        let sums = _mm512_add_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), _mm512_set1_epi32(test.start));
+        let value = _mm512_loadu_ps(values.as_ptr());
+        let value = _mm512_fmadd_ps(_mm512_set1_ps(test.scale), _mm512_cvtepi32_ps(sums), value);
+        let inside = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(mask, value, _mm512_set1_ps(test.inside));
+        let open = _mm512_mask_cmp_ps_mask::<_CMP_NLT_UQ>(mask, value, _mm512_set1_ps(test.outside));
+        (inside, open & !inside)
     }
 }
 
@@ -122,34 +182,86 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn decide(sums: Self::Sums, terms: *const f32, query: &QueryTerms) -> (u16, u16) {
+    unsafe fn shift(sums: Self::Sums, shift: u32) -> Self::Sums {
+        // SAFETY: the caller has AVX2.
+        unsafe { sums.map(|s| _mm256_sll_epi32(s, _mm_cvtsi32_si128(shift as i32))) }
+    }
+
+    #[inline(always)]
+    unsafe fn test<const GROUP: bool>(
+        sums: Self::Sums,
+        terms: *const f32,
+        test: &Test,
+        values: *mut f32,
+    ) -> (u16, u16) {
         let (mut inside, mut open) = (0, 0);
         for (h, sums) in sums.into_iter().enumerate() {
-            // SAFETY: the caller has AVX2 and FMA, and 16 readable numbers in each of the six runs.
+            // SAFETY: the caller has AVX2 and FMA, 16 readable numbers at each field of the level, and room for 16 values.
             unsafe {
-                let term = |field: usize| _mm256_loadu_ps(terms.add(field * TILE + 8 * h));
+                let term = |field: usize| _mm256_loadu_ps(terms.add(field + 8 * h));
                 let all = |x: f32| _mm256_set1_ps(x);
-                let sum = _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(query.start)));
-                let start = _mm256_fmadd_ps(all(query.along), term(1), all(query.offset));
-                let value = _mm256_fmadd_ps(_mm256_mul_ps(all(query.step), term(0)), sum, start);
-                let error = _mm256_mul_ps(all(query.length), term(2));
-                let error = _mm256_fmadd_ps(all(query.rounding), term(3), error);
-                let error = _mm256_fmadd_ps(all(query.residual), term(4), error);
-                let error = _mm256_fmadd_ps(all(query.spread), term(5), error);
-                let is_in = _mm256_cmp_ps::<_CMP_GE_OQ>(_mm256_sub_ps(value, error), all(query.inside));
-                let is_open = _mm256_cmp_ps::<_CMP_NLT_UQ>(_mm256_add_ps(value, error), all(query.outside));
+                let sum = _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(test.start)));
+                let start = _mm256_fmadd_ps(all(test.along), term(field::SHIFT), all(test.offset));
+                let value = _mm256_fmadd_ps(all(test.scale), sum, start);
+                let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::RESIDUAL });
+                let mut error = _mm256_mul_ps(all(test.residual), residual);
+                if GROUP {
+                    error = _mm256_fmadd_ps(all(test.length), term(field::RADIUS), error);
+                    error = _mm256_fmadd_ps(all(test.spread), term(field::REACH), error);
+                }
+                if !values.is_null() {
+                    _mm256_storeu_ps(values.add(8 * h), value);
+                }
+                let is_in = _mm256_cmp_ps::<_CMP_GE_OQ>(_mm256_sub_ps(value, error), all(test.inside));
+                let is_open = _mm256_cmp_ps::<_CMP_NLT_UQ>(_mm256_add_ps(value, error), all(test.outside));
                 inside |= (_mm256_movemask_ps(is_in) as u16) << (8 * h);
                 open |= (_mm256_movemask_ps(is_open) as u16) << (8 * h);
             }
         }
         (inside, open)
     }
+
+    #[inline(always)]
+    unsafe fn add_values(sums: Self::Sums, start: i32, scale: f32, values: *mut f32) {
+        for (h, sums) in sums.into_iter().enumerate() {
+            // SAFETY: the caller has AVX2 and FMA, and 16 writable numbers.
+            unsafe {
+                let at = values.add(8 * h);
+                let sum = _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(start)));
+                _mm256_storeu_ps(at, _mm256_fmadd_ps(_mm256_set1_ps(scale), sum, _mm256_loadu_ps(at)));
+            }
+        }
+    }
 }
 
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile_256(args: &Tile<'_>, out: &mut [Decision]) {
-    // SAFETY: the caller keeps the contract and has the features.
-    unsafe { generic::tile::<Avx2>(args, out) }
+macro_rules! level {
+    ($name:ident, $lanes:ty, $features:literal) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const LEVEL: u8>(
+            prefix: &Prefix<'_>,
+            queries: &[u32],
+            out: &mut [Decision],
+            values: &mut [[f32; TILE]],
+        ) {
+            // SAFETY: the caller keeps the contract and has the features.
+            unsafe { generic::level::<$lanes, LEVEL>(prefix, queries, out, values) }
+        }
+    };
+}
+
+level!(level_512, Vnni, "avx512f,avx512bw,avx512vl,avx512vnni,fma");
+level!(level_256, Avx2, "avx2,fma");
+
+macro_rules! kernels {
+    ($name:literal, $level:ident, $full:ident) => {
+        IntKernels {
+            name: $name,
+            first: $level::<{ generic::FIRST }>,
+            second: $level::<{ generic::SECOND }>,
+            group: $level::<{ generic::GROUP }>,
+            full: $full,
+        }
+    };
 }
 
 #[target_feature(enable = "avx2")]
@@ -166,6 +278,18 @@ unsafe fn dot_256(row: &[u8], query: &[i8]) -> i32 {
         let pair = _mm_add_epi32(half, _mm_shuffle_epi32::<0b01_00_11_10>(half));
         _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32::<0b10_11_00_01>(pair)))
     }
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn full_256(rows: &[u8], query: &[i8], mask: u16, values: &[f32; ROWS], test: &FullTest) -> (u16, u16) {
+    let mut sums = [0; ROWS];
+    for (r, (row, sum)) in rows.chunks_exact(query.len()).zip(&mut sums).enumerate() {
+        if mask >> r & 1 == 1 {
+            // SAFETY: both have the same length, a multiple of 64, and the caller has AVX2.
+            *sum = unsafe { dot_256(row, query) };
+        }
+    }
+    test.decide(&sums, values, mask)
 }
 
 /// Hints that `codes` will be read soon.
@@ -187,10 +311,10 @@ pub(super) fn available() -> Vec<IntKernels> {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vnni")
     {
-        found.push(IntKernels { name: "avx512vnni", tile: tile_512, dot: dot_512 });
+        found.push(kernels!("avx512vnni", level_512, full_512));
     }
     if avx2 {
-        found.push(IntKernels { name: "avx2", tile: tile_256, dot: dot_256 });
+        found.push(kernels!("avx2", level_256, full_256));
     }
     found
 }

@@ -1,0 +1,123 @@
+//! What is stored of a row at each level, and what is known of all rows of a tile.
+
+use bytemuck::{Pod, Zeroable};
+use serde::{Deserialize, Serialize};
+
+use super::TILE;
+
+/// Dimensions are coded in groups of four: one 32-bit lane of the integer dot products.
+pub(crate) const GROUP: usize = 4;
+
+/// Leading columns whose codes are refined at full width.
+pub(crate) const FINE: usize = 64;
+
+/// Steps between a column's step and that of its refinement: what a code may lose, half a step, is 127 of these.
+pub(crate) const FINER: f64 = 254.0;
+
+/// Numbers that a tile of rows stores per row: see [`field`].
+const ROW_FIELDS: usize = 3;
+
+/// Numbers that a group of tiles stores per tile.
+const GROUP_FIELDS: usize = 5;
+
+/// Numbers that hold for a whole tile, with room for more: [`Bounds`].
+const BOUNDS: usize = 16;
+
+/// Float32 numbers stored beside the codes of 64 rows.
+pub(crate) const ROW_TERMS: usize = ROW_FIELDS * TILE + BOUNDS;
+
+/// Float32 numbers stored beside the codes of 64 tiles.
+pub(crate) const GROUP_TERMS: usize = GROUP_FIELDS * TILE + BOUNDS;
+
+/// Where the numbers of 64 rows, or tiles, start.
+pub(crate) mod field {
+    use super::TILE;
+    /// `<mu, x - mu>`, or the middle of its range.
+    pub const SHIFT: usize = 0;
+    /// At least what the first level's columns leave over.
+    pub const FIRST_RESIDUAL: usize = TILE;
+    /// At least what all columns leave over.
+    pub const RESIDUAL: usize = 2 * TILE;
+    /// Of tiles: at least the distance of any row's projection from the mean one.
+    pub const RADIUS: usize = 3 * TILE;
+    /// Of tiles: at least the distance of any row's `shift` from the middle.
+    pub const REACH: usize = 4 * TILE;
+}
+
+/// Code steps, one for each part of the coordinates, the same for all rows of a tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Steps {
+    /// Of the first level's columns.
+    pub first: f32,
+    /// Of the other columns.
+    pub second: f32,
+    /// Of what the columns leave over.
+    pub rest: f32,
+}
+
+/// What holds for every row of a tile: norms of what its codes lose, and of what they stand for, rounded up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Bounds {
+    /// `|z - s i|` and `|s i|` over the first level's columns.
+    pub first_lost: f32,
+    pub first_length: f32,
+    /// The same over the other columns.
+    pub second_lost: f32,
+    pub second_length: f32,
+    /// `|i|` over the leading [`FINE`] columns; what their refinement `l` loses, and `|l|`.
+    pub lead_length: f32,
+    pub fine_lost: f32,
+    pub fine_length: f32,
+    /// `|z - s i|` and `|s i|` over the columns that are not refined.
+    pub plain_lost: f32,
+    pub plain_length: f32,
+    /// What the code of `t` loses, and its length.
+    pub rest_lost: f32,
+    pub rest_length: f32,
+    /// Distance of `shift` from what it stands for.
+    pub spread: f32,
+    pub unused: [f32; 4],
+}
+
+impl Bounds {
+    /// The larger of each.
+    pub fn max(&self, other: &Bounds) -> Bounds {
+        let mut out = *self;
+        let (own, their): (&mut [f32; BOUNDS], &[f32; BOUNDS]) =
+            (bytemuck::cast_mut(&mut out), bytemuck::cast_ref(other));
+        own.iter_mut().zip(their).for_each(|(a, b)| *a = a.max(*b));
+        out
+    }
+
+    /// Stored behind the fields of 64 rows or tiles.
+    pub fn of(terms: &[f32]) -> &Bounds {
+        bytemuck::from_bytes(bytemuck::cast_slice(&terms[terms.len() - BOUNDS..]))
+    }
+
+    /// Stores them.
+    pub fn write(&self, terms: &mut [f32]) {
+        let at = terms.len() - BOUNDS;
+        terms[at..].copy_from_slice(bytemuck::cast_ref::<Bounds, [f32; BOUNDS]>(self));
+    }
+}
+
+/// Bytes of a prefix code.
+pub(crate) fn padded(width: usize) -> usize {
+    width.next_multiple_of(GROUP)
+}
+
+/// Leading columns, of `width`, that are refined.
+pub(crate) fn fine_width(width: usize) -> usize {
+    width.min(FINE)
+}
+
+/// Bytes of one code at full width: the refinement, then `t`. A multiple of 64, so that the loop has no tail.
+pub(crate) fn full_bytes(dim: usize) -> usize {
+    FINE + dim.next_multiple_of(64)
+}
+
+/// Bytes per row of all sketches, but for the tiles' small share.
+pub(crate) fn sketch_bytes(dim: usize, width: usize) -> usize {
+    padded(width) + full_bytes(dim) + ROW_TERMS * size_of::<f32>() / TILE
+}
