@@ -120,7 +120,7 @@ from genmodel.encode import EncodeConfig, encode
 
 class Slow(FakeEncoder):
     def images(self, images):
-        time.sleep(0.05)
+        time.sleep(0.3)
         return super().images(images)
 
 config = EncodeConfig({images!r}, {out!r}, batch_size=4, rows_per_shard=10, progress=False)
@@ -134,7 +134,7 @@ def test_a_killed_process_loses_nothing(folder, tmp_path):
     out = tmp_path / "out"
     script = SCRIPT.format(tests=str(Path(__file__).parent), images=str(folder), out=str(out))
     process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not list(out.glob("shard-*.parquet")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.kill()
