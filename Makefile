@@ -4,11 +4,12 @@
 PYTHON ?= python3
 # What pip installs for the tests of torch input, and for `make compare`. On Linux the default brings its CUDA libraries along.
 TORCH ?= torch
-# Passed on to the two kinds of benchmarks, to maturin's release build and to the comparison.
+# Passed on to the two kinds of benchmarks, to maturin's release build, to the comparison and to the studies.
 CRITERION_FLAGS ?=
 PYTEST_BENCH_FLAGS ?= --benchmark-autosave
 WHEEL_FLAGS ?=
 COMPARE_FLAGS ?= --rows 50000
+STUDY_FLAGS ?=
 
 SHELL := bash
 VENV := .venv
@@ -28,15 +29,17 @@ section = @printf '\n=== %s  %s\n' "$$(date +%T)" '$(1)'
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench docs wheel dev clean compare \
-        lint-rust lint-python test-rust test-docs-rust test-stubs test-benches test-torch test-python bench-data
+        lint-rust lint-python lint-genmodel test-rust test-docs-rust test-stubs test-benches test-torch test-genmodel \
+        test-python bench-data study-scenes study-clipart
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.stamp-captree ## Build captree and tell its story on real data (about a minute once built)
+demo: $(VENV)/.stamp-captree .venv-torch/.stamp-genmodel ## captree's story on real data, then a tiny generator: minutes once built
 	$(BIN)/captree demo --out demo-out
+	.venv-torch/bin/genmodel demo --out demo-out/genmodel
 
-test: lint-rust test-rust test-docs-rust lint-python test-stubs test-benches test-torch test-python ## Run every check and every test
+test: lint-rust test-rust test-docs-rust lint-python test-stubs test-benches test-torch lint-genmodel test-genmodel test-python ## Run every check and every test
 
 lint: lint-rust lint-python ## Formatters, clippy, ruff and mypy, warnings as errors
 
@@ -48,6 +51,12 @@ bench: bench-data ## Benchmark the Rust core (criterion) and the Python package 
 
 compare: .venv-bench/.stamp-captree ## Measure captree beside its peers; writes a table, a plot and benches/record/*.json
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE .venv-bench/bin/python -m benches.compare $(COMPARE_FLAGS)
+
+study-scenes: .venv-torch/.stamp-genmodel ## The study on rendered scenes: hours; goes on where it stopped
+	cd genmodel && ../.venv-torch/bin/python -m studies.scenes $(STUDY_FLAGS)
+
+study-clipart: .venv-torch/.stamp-genmodel ## The study on clip art: hours; makes its images first (needs Debian's mirrors)
+	cd genmodel && ../.venv-torch/bin/python -m studies.clipart $(STUDY_FLAGS)
 
 docs: test-docs-rust $(VENV)/.stamp-captree ## Build the Rust API docs (target/doc) and run the examples of README.md and docs/
 	$(PY) -m pytest tests/test_docs.py
@@ -106,6 +115,14 @@ test-torch: .venv-torch/.stamp-captree
 	$(call section,pytest: torch tensors$(comma) the built wheel in an environment of its own)
 	.venv-torch/bin/python -P -m pytest tests/with_torch --confcutdir tests/with_torch
 
+lint-genmodel: .venv-torch/.stamp-genmodel
+	$(call section,mypy --strict: genmodel)
+	cd genmodel && ../.venv-torch/bin/python -m mypy --strict src
+
+test-genmodel: .venv-torch/.stamp-genmodel
+	$(call section,pytest: genmodel)
+	cd genmodel && ../.venv-torch/bin/python -m pytest -q
+
 test-python: $(VENV)/.stamp-captree build/wheel/.stamp
 	$(call section,pytest)
 	$(PY) -m pytest tests --ignore tests/with_torch
@@ -146,6 +163,12 @@ build/wheel/.stamp: $(VENV)/.stamp-captree $(RUST_SOURCES) $(PYTHON_SOURCES)
 
 .venv-torch/.stamp-captree: .venv-torch/.stamp-tools build/wheel/.stamp
 	.venv-torch/bin/python $(PIP_INSTALL) --force-reinstall --no-deps build/wheel/*.whl
+	@touch $@
+
+# genmodel needs captree, which no index has yet: it finds the wheel that was just installed.
+.venv-torch/.stamp-genmodel: .venv-torch/.stamp-captree genmodel/pyproject.toml
+	$(call section,setting up genmodel in .venv-torch)
+	.venv-torch/bin/python $(PIP_INSTALL) --no-cache-dir --editable 'genmodel[clip,ldm,evaluate,logs,demo,test]'
 	@touch $@
 
 .venv-bench/.stamp-tools: benches/requirements.txt
