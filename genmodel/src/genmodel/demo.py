@@ -237,8 +237,8 @@ def _ask(config: DemoConfig, sampler: Sampler, prompts: list[Prompt], shards: An
         grids.save_grid(path, result.images, config.n, titles, {"mass": mass, "guidance": config.guidance})
         _tell(
             f"Caps that hold {mass:.0%} of the emoji: {figures[-1]['in_cap']:.0%} of the samples lie in the cap that "
-            f"was asked for.\nTo compare: {unconditional:.0%} of samples made without a prompt do, and {ceiling:.0%} of "
-            "real emoji from these caps\nafter a trip through the tokenizer, which is the most that can be had here.\n"
+            f"was asked for.\nTo compare: {unconditional:.0%} of samples made without a prompt do, and {ceiling:.0%} "
+            "of real emoji from these\ncaps after a trip through the tokenizer. "
             f"Pictures: {path}"
         )
     return figures

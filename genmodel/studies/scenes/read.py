@@ -48,7 +48,7 @@ def _read_batch(images: NDArray[np.uint8]) -> NDArray[np.int64]:
     peak = np.quantile(strength, 0.98, axis=1)
     core = strength >= 0.8 * np.maximum(peak, 1e-6)[:, None]
     flat = pixels.reshape(len(images), 3, -1)
-    color = (flat * core[:, None]).sum(2) / core.sum(1)[:, None]
+    color = (flat * core[:, None]).sum(2) / np.maximum(core.sum(1), 1)[:, None]
     offset = color - background
     alpha = np.einsum("nchw,nc->nhw", difference, offset) / np.maximum((offset**2).sum(1), 1e-9)[:, None, None]
     alpha = np.clip(alpha, 0.0, 1.0)

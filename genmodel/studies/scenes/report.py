@@ -97,8 +97,8 @@ def _setup(records: Records, config: ScenesConfig) -> str:
         f"""the given encoder: an open_clip model trained on one half with captions ({prompts["captions"]:,}
         different ones);
         {prompts["held_out_combinations"]} combinations are in none of its images or captions. Of 4,000 fresh
-        scenes, the 10 nearest to a prompt obey it in {percent(full["obeyed"], full["n"])}% (full prompts, all held out) and
-        {percent(pair["obeyed"], pair["n"])}% (pairs)""",
+        scenes, the 10 nearest to a prompt obey it in {percent(full["obeyed"], full["n"])}% (full prompts,
+        all held out) and {percent(pair["obeyed"], pair["n"])}% (pairs)""",
         f"""the reader of the pixels is right on {percent(reader["obeyed"], reader["n"])}% of fresh scenes, and on
         {percent(again["obeyed"], again["n"])}% of the tokenizer's reconstructions: **the ceiling of every rate
         by pixels below** (by attribute: {by_attribute})""",
