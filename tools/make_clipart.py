@@ -1,6 +1,6 @@
 """Makes the clip-art set of the study again: about 10,000 pictures of 64x64 with captions, from Debian packages.
 
-    openclipart-png             public domain; captions from the PNGs' titles, keywords from their folders
+    openclipart-png             public domain; captions from titles or file names, keywords from folders
     fonts-noto-color-emoji      SIL Open Font License 1.1, with the names of unicode-cldr-core (Unicode License)
     tuxpaint-stamps-default     GPL-2; captions from the stamps' English descriptions; not to be shipped with genmodel
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,34 @@ from make_emoji import FONT, FONT_SIZE, PACKAGES, as_bytes, draw, on_white, read
 CLIPART = "usr/share/openclipart/png"
 STAMPS = "usr/share/tuxpaint/stamps"
 SIZE = 64
+MOST_PER_TITLE = 8
 OUT = Path(__file__).resolve().parent.parent / "genmodel/studies/out/clipart64.parquet"
 
 Item = tuple[bytes, str, str, list[str]]
 
 
 def openclipart(root: Path) -> Iterator[Item]:
-    """Every picture of openclipart-png."""
+    """The pictures of openclipart-png, but for 1,375 generated stars that are hard to tell apart."""
     from PIL import Image
 
     folder = root / CLIPART
-    for path in sorted(folder.rglob("*.png")):
+    paths = [path for path in sorted(folder.rglob("*.png")) if path.parent != folder / "shapes" / "stars"]
+    titles = {}
+    for path in paths:
         try:
             with Image.open(path) as image:
-                title = str(image.info.get("Title", ""))
-                picture = on_white(image, SIZE)
-        except Image.DecompressionBombError:  # one or two are hundreds of megapixels
+                titles[path] = _clean(str(image.info.get("Title", "")))
+        except Image.DecompressionBombError:  # some are hundreds of megapixels
             continue
+    common = Counter(titles.values())
+    for path, title in titles.items():
+        with Image.open(path) as image:
+            picture = on_white(image, SIZE)
         keywords = [part.replace("-", "_") for part in path.relative_to(folder).parts[:-1] if part != "unsorted"]
         if not _is_blank(picture):
-            yield as_bytes(picture, "PNG"), "openclipart", _caption(title, path.stem), keywords
+            # A title of many pictures names the collection, not the picture.
+            caption = title if title and common[title] <= MOST_PER_TITLE else _clean(path.stem)
+            yield as_bytes(picture, "PNG"), "openclipart", caption, keywords
 
 
 def emoji(root: Path) -> Iterator[Item]:
@@ -91,15 +100,16 @@ def _from_svg(path: Path) -> bytes | None:
         return None
 
 
-def _caption(title: str, stem: str) -> str:
-    # Titles such as "Clipart by Nicu Buculei - arrow08_4" name the author first; some are empty or generic.
+def _clean(title: str) -> str:
+    """A title without markup, author and running number; empty where it says nothing."""
     title = re.sub(r"&(\w+|#\d+);", " ", title)
+    # Such as "Clipart by Nicu Buculei - arrow08_4".
     title = re.sub(r"(?i)^clip ?art by [^-]+-\s*", "", title).strip()
-    if not title or re.fullmatch(r"(?i)(untitled|drawing|new document|clip ?art|title)[\s\d]*", title):
-        title = stem
+    if re.fullmatch(r"(?i)(untitled|drawing|new document|clip ?art|title)[\s\d]*", title):
+        return ""
     title = re.sub(r"(?i)\.(svg|png)$", "", title).replace("_", " ")
-    title = re.sub(r"\s*\d+$", "", title) or title
-    return " ".join(title.split()) or stem
+    title = re.sub(r"\s*\d+\s*$", "", title) or title
+    return " ".join(title.split())
 
 
 def _is_blank(picture: Any) -> bool:

@@ -116,7 +116,7 @@ def on_white(image: object, size: int) -> object:
 def as_bytes(image: object, kind: str) -> bytes:
     """The picture as a file, without loss: `kind` is "PNG" or "WEBP" (a third smaller)."""
     buffer = io.BytesIO()
-    options = {"lossless": True, "quality": 100, "method": 6} if kind == "WEBP" else {"optimize": True}
+    options = {"lossless": True, "quality": 100, "method": 6} if kind == "WEBP" else {"compress_level": 9}
     image.save(buffer, kind, **options)  # type: ignore[attr-defined]
     return buffer.getvalue()
 

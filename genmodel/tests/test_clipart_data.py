@@ -70,10 +70,11 @@ def test_missing_table_says_how_to_make_it(tmp_path):
 
 def test_captions_of_pictures():
     make_clipart = pytest.importorskip("make_clipart")
-    assert make_clipart._caption("Clipart by Nicu Buculei - arrow08_4", "x") == "arrow08"
-    assert make_clipart._caption("", "cartoon_tree_01") == "cartoon tree"
-    assert make_clipart._caption("Chemistry Flask", "x") == "Chemistry Flask"
-    assert make_clipart._caption("untitled 1", "red_car") == "red car"
+    assert make_clipart._clean("Clipart by Nicu Buculei - arrow08_4") == "arrow08"
+    assert make_clipart._clean("cartoon_tree_01") == "cartoon tree"
+    assert make_clipart._clean("Chemistry Flask") == "Chemistry Flask"
+    assert make_clipart._clean("untitled 1") == make_clipart._clean("") == ""
+    assert make_clipart._clean("7") == "7"
 
 
 def test_which_emoji_are_plain():

@@ -68,7 +68,7 @@ class DemoConfig:
     """Folder for what is made; what an earlier demo left there is replaced."""
     tokenizer_steps: int = 1200
     """Training of the tokenizer."""
-    steps: int = 900
+    steps: int = 600
     """Training of the generator."""
     n: int = 8
     """Images per prompt."""

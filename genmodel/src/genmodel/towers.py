@@ -6,6 +6,7 @@ it, :func:`genmodel.encoders.load_encoder` reads it again. open_clip is imported
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -71,8 +72,7 @@ def new_open_clip(config: dict[str, Any]) -> tuple[Any, Any]:
         from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
         if "hf_model_name" in text:
-            import transformers
-
+            transformers: Any = importlib.import_module("transformers")
             transformers.logging.set_verbosity_error()
             transformers.logging.disable_progress_bar()
     except ImportError as error:
