@@ -49,6 +49,16 @@ def test_orthogonalized_singular_values_are_near_one() -> None:
         assert 0.3 < float(values.min()) <= float(values.max()) < 1.3
 
 
+def test_both_ways_of_iterating_agree() -> None:
+    values = torch.logspace(0, -4, 24)
+    left, right = (torch.linalg.qr(torch.randn(n, 24, generator=torch.Generator().manual_seed(n)))[0] for n in (24, 96))
+    given = (left * values @ right.mT)[None]
+    coefficients = (3.4445, -4.775, 2.0315)
+    fast = orthogonalize(given, coefficients, 5)
+    exact = orthogonalize(given.double(), coefficients, 5)
+    assert torch.allclose(fast.double(), exact, atol=2e-3)
+
+
 def test_each_kind_of_parameter_has_its_optimizer() -> None:
     model = tiny_model()
     adam, muon = build_optimizers(model, lr=0.1, muon_lr=0.2, weight_decay=0.3)

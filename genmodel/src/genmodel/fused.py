@@ -41,36 +41,39 @@ class NormedTurned(Function):
     """Fused queries, keys and values -> queries and keys normalized and rotated, and the values.
 
     Takes qkv float32 (n, l, 3, heads, size), gains (heads,) of the queries, and turns, complex64 (l, 1, size / 2) or
-    (n, l, 1, size / 2). Gives q, k and v, each (n, l, heads, size).
+    (n, l, 1, size / 2). Gives q, k and v, each (n, l, heads, size). Keeps the results, from which the derivative can
+    be had, and not the inputs.
     """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, gains: Tensor, turns: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """See the class."""
-        pair = qkv[:, :, :2]
-        scale = _inverse_rms(pair, eps)
-        both = torch.view_as_real(_complex(pair) * turns.unsqueeze(-3)).flatten(-2)
-        gained = scale * torch.stack([gains, torch.ones_like(gains)]).unsqueeze(-1)
-        both *= gained
-        ctx.save_for_backward(qkv, both, scale, gained, gains, turns)
-        return both[:, :, 0], both[:, :, 1], qkv[:, :, 2].clone()
+        scale = _inverse_rms(qkv[:, :, :2], eps)
+        scale_q, scale_k = scale[:, :, 0], scale[:, :, 1]
+        q, k = qkv[:, :, 0] * (scale_q * gains[:, None]), qkv[:, :, 1] * scale_k
+        for part in (q, k):
+            _complex(part).mul_(turns)
+        ctx.save_for_backward(q, k, scale_q, scale_k, gains, turns)
+        return q, k, qkv[:, :, 2].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gq: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Of qkv and the gains."""
-        qkv, both, scale, gained, gains, turns = ctx.saved_tensors
-        out = torch.empty_like(qkv)
+        q, k, scale_q, scale_k, gains, turns = ctx.saved_tensors
+        n, length, heads, size = q.shape
+        out = torch.empty(n, length, 3, heads, size)
         back = turns.conj().resolve_conj()
-        # A rotation keeps products, so the part along the input can be taken from the turned vectors.
-        along = torch.stack([torch.linalg.vecdot(gq, both[:, :, 0]), torch.linalg.vecdot(gk, both[:, :, 1])], dim=2)
-        torch.mul(_complex(gq), back, out=_complex(out[:, :, 0]))
-        torch.mul(_complex(gk), back, out=_complex(out[:, :, 1]))
-        pair = out[:, :, :2]
-        pair *= gained
-        pair.addcmul_(qkv[:, :, :2], (scale * scale).mul_(along.unsqueeze(-1)), value=-1 / qkv.shape[-1])
+        gains = gains[:, None]
+        # A rotation keeps products, so the part along the input is taken before the vectors are turned back.
+        along_q, along_k = torch.linalg.vecdot(gq, q).unsqueeze(-1), torch.linalg.vecdot(gk, k).unsqueeze(-1)
+        for i, g, y, scale, along, gain in ((0, gq, q, scale_q, along_q, gains), (1, gk, k, scale_k, along_k, None)):
+            inner = along * scale / size
+            inner = inner if gain is None else inner / gain
+            across = (g * (scale if gain is None else scale * gain)).addcmul_(y, inner, value=-1)
+            torch.mul(_complex(across), back, out=_complex(out[:, :, i]))
         out[:, :, 2].copy_(gv)
-        return out, along[:, :, 0].sum(dim=(0, 1)) / gains, None, None
+        return out, (along_q.sum(dim=(0, 1)) / gains).squeeze(-1), None, None
 
 
 class GatedSiLU(Function):

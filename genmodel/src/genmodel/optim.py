@@ -71,9 +71,22 @@ def orthogonalize(stack: Tensor, coefficients: tuple[float, float, float], steps
     tall = stack.shape[-2] > stack.shape[-1]
     x = stack.mT if tall else stack
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
+    if x.dtype == torch.float32 and x.shape[-1] >= 2 * x.shape[-2]:
+        # Every step multiplies by a polynomial of x @ x.mT. These commute, so for long rows the small square matrices
+        # are iterated alone and x is multiplied once; bfloat16 would lose the small singular values.
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        product = None
+        for step in range(steps):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=-2, dim2=-1).add_(a)
+            product = factor if product is None else factor @ product
+            if step < steps - 1:
+                gram = factor @ gram @ factor
+        x = x if product is None else product @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
