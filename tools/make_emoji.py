@@ -168,7 +168,7 @@ def main() -> None:
         train_image_tower(settings.out)
 
 
-def train_image_tower(emoji: Path, steps: int = 1200, batch_size: int = 128) -> None:
+def train_image_tower(emoji: Path, steps: int = 300, batch_size: int = 128) -> None:
     """Trains the image tower of the demo's given encoder on emoji and their names, and writes it as float16."""
     import pyarrow.parquet as pq
     import torch

@@ -123,6 +123,9 @@ def train_line(training: str, seed: int, run: RunConfig, out: Path, threads: int
             **settings,
         )
     )
+    if report.stopped != "done":
+        # Interrupted: the stage is not done, and goes on from this checkpoint in the next run.
+        raise SystemExit(f"stopped at step {report.step} of {run.steps}: {report.stopped}")
     return {key: value for key, value in vars(report).items() if isinstance(value, int | float | str)}
 
 

@@ -57,7 +57,7 @@ PROMPTS = (
 )
 """None of them is the name of an emoji; :func:`demo` checks it."""
 
-MASSES = (0.02, 0.1)
+MASSES = (0.01, 0.05)
 
 
 @dataclass
@@ -68,7 +68,7 @@ class DemoConfig:
     """Folder for what is made; what an earlier demo left there is replaced."""
     tokenizer_steps: int = 1200
     """Training of the tokenizer."""
-    steps: int = 600
+    steps: int = 400
     """Training of the generator."""
     n: int = 8
     """Images per prompt."""
@@ -185,7 +185,10 @@ def _demo(config: DemoConfig) -> dict[str, Any]:
             width=128,
             heads=4,
             prior="slerp-noise",
-            radii="mass:0.002:1",
+            noise=0.3,
+            radii="mass:0.0008:0.2",
+            condition_dropout=0.15,
+            token_dropout=0.2,
             steps=config.steps,
             batch_size=64,
             heldout=64,

@@ -70,7 +70,7 @@ class ClipartConfig:
     samples_per_prompt: int = 4
     image_prompts: int = 128
     """Pictures that nothing was trained on, one sample each."""
-    first: tuple[str, ...] = ("slerp-noise", "own", "gap-shift", "uniform", "slerp")
+    order: tuple[str, ...] = ("slerp-noise", "own", "gap-shift", "uniform", "slerp")
     """Order in which the generators are trained."""
     only_until: str | None = None
     """Stop after the stage of this name."""
@@ -117,7 +117,7 @@ def run(config: ClipartConfig) -> dict[str, Any]:
         ("reference", lambda: _reference(study)),
     ]
     for seed in config.seeds:
-        for training in config.first:
+        for training in config.order:
             todo.append(
                 (
                     f"train-{training}-{seed}",

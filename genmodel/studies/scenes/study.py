@@ -72,6 +72,8 @@ class ScenesConfig:
     guidances: tuple[float, ...] = (1.0, 3.0)
     samples_per_prompt: int = 3
     image_prompts: int = 96
+    order: tuple[str, ...] = ("own", "uniform", "slerp", "slerp-noise", "gap-shift")
+    """Order in which the generators are trained."""
     only_until: str | None = None
     """Stop after the stage of this name."""
     plots: bool = True
@@ -152,9 +154,16 @@ def run(config: ScenesConfig) -> dict[str, Any]:
         ("reference", lambda: _reference(study)),
     ]
     for seed in config.seeds:
-        for arm in ARMS:
-            todo.append((f"train-{arm.training}-{seed}", lambda a=arm, s=seed: train_arm(study, a.training, s)))
-            todo.append((f"arm-{arm.key}-{seed}", lambda a=arm, s=seed: _arm(study, a, s)))
+        for training in config.order:
+            todo.append(
+                (
+                    f"train-{training}-{seed}",
+                    lambda t=training, s=seed: train_line(t, s, config.run, study.out, config.threads),
+                )
+            )
+            for arm in ARMS:
+                if arm.training == training:
+                    todo.append((f"arm-{arm.key}-{seed}", lambda a=arm, s=seed: _arm(study, a, s)))
     results = {}
     for name, work in todo:
         results[name] = study.stages.run(name, work)
@@ -308,11 +317,6 @@ def _reference(study: Study) -> dict[str, Any]:
                 }
             )
     return {"cells": cells}
-
-
-def train_arm(study: Study, training: str, seed: int) -> dict[str, Any]:
-    """Trains the generator of one line; goes on from its last checkpoint when it was stopped."""
-    return train_line(training, seed, study.config.run, study.out, study.config.threads)
 
 
 def _arm(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
