@@ -92,12 +92,18 @@ impl Sketch {
     /// The row must lie within the radius and reach of its tile.
     fn mean_fault(&self, whole: &Interleaved<'_>, split: &Split, shift: f64) -> Option<String> {
         let bounds = Bounds::of(whole.terms);
-        let far = |(k, z): (usize, &f32)| (f64::from(*z) - self.step_of(k) * whole.code(k)).powi(2);
-        let distance = split.z.iter().enumerate().map(far).sum::<f64>().sqrt();
+        let (mut far, mut kept) = (0.0f64, [0.0f64; 2]);
+        for (k, z) in split.z.iter().enumerate() {
+            let own = self.step_of(k) * whole.code(k);
+            far += (f64::from(*z) - own).powi(2);
+            kept[usize::from(k >= self.basis.first)] += own.powi(2);
+        }
         let lost = f64::from(bounds.first_lost).hypot(f64::from(bounds.second_lost));
         let radius = (whole.term(field::RADIUS) + lost) as f32;
         let reach = whole.term(field::REACH) as f32;
-        at_most("radius", distance, radius, self.error())
+        at_most("radius", far.sqrt(), radius, self.error())
+            .or_else(|| at_most("first length", kept[0].sqrt(), bounds.first_length, 0.0))
+            .or_else(|| at_most("second length", kept[1].sqrt(), bounds.second_length, 0.0))
             .or_else(|| at_most("reach", (shift - whole.term(field::SHIFT)).abs(), reach, 1e-9))
             .or_else(|| self.residual_fault(whole, split))
     }

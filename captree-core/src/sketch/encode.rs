@@ -67,7 +67,19 @@ impl Sketch {
     ) -> Result<Self> {
         control.phase("sketch", n as u64);
         let basis = Basis::train(at, (n, dim), widths(dim), seed, control)?;
-        let steps = steps(&basis, &sample(at, n)?);
+        let steps = steps(&basis, at, n)?;
+        Sketch::with(basis, steps, at, n, control)
+    }
+
+    /// Encodes with any basis and steps: these decide how tight the bounds are, not whether they hold.
+    pub fn with<'a, E: Element>(
+        basis: Basis,
+        steps: Steps,
+        at: &(impl Fn(usize) -> Result<&'a [E]> + Sync),
+        n: usize,
+        control: &Control,
+    ) -> Result<Self> {
+        let dim = basis.dim;
         let (bytes, full, tiles) = (padded(basis.width), full_bytes(dim), n.div_ceil(TILE));
         let mut row_codes = vec![128u8; tiles * TILE * bytes];
         let mut row_terms = vec![0.0f32; tiles * ROW_TERMS];
@@ -125,12 +137,6 @@ impl Sketch {
     }
 }
 
-/// Rows spread over the whole tree.
-fn sample<'a, E: Element>(at: &impl Fn(usize) -> Result<&'a [E]>, n: usize) -> Result<Vec<&'a [E]>> {
-    let count = n.min(STEP_ROWS);
-    (0..count).map(|i| at(i * n / count)).collect()
-}
-
 /// What a row's codes stand for: its projection `z`, and its coordinates `t` that the columns leave over.
 pub(super) struct Split {
     pub z: Vec<f32>,
@@ -168,8 +174,10 @@ fn length(z: &[f32]) -> f64 {
     z.iter().map(|z| f64::from(*z).powi(2)).sum::<f64>().sqrt()
 }
 
-/// Steps that clip few of the sample's coordinates.
-fn steps<E: Element>(basis: &Basis, rows: &[&[E]]) -> Steps {
+/// Steps that clip few coordinates of rows spread over the whole tree.
+pub(super) fn steps<'a, E: Element>(basis: &Basis, at: &impl Fn(usize) -> Result<&'a [E]>, n: usize) -> Result<Steps> {
+    let count = n.min(STEP_ROWS);
+    let rows: Vec<&[E]> = (0..count).map(|i| at(i * n / count)).collect::<Result<_>>()?;
     let splits: Vec<Split> = rows.chunks(TILE).flat_map(|tile| split(basis, tile, |_| 1.0)).collect();
     let step = |values: &mut dyn Iterator<Item = f64>| {
         let mut sizes: Vec<f64> = values.map(f64::abs).collect();
@@ -185,11 +193,11 @@ fn steps<E: Element>(basis: &Basis, rows: &[&[E]]) -> Steps {
     let columns = |range: std::ops::Range<usize>| {
         splits.iter().flat_map(move |s| s.z[range.clone()].iter().map(|z| f64::from(*z)))
     };
-    Steps {
+    Ok(Steps {
         first: step(&mut columns(0..basis.first)),
         second: step(&mut columns(basis.first..basis.width)),
         rest: step(&mut splits.iter().flat_map(|s| s.rest.iter().copied())),
-    }
+    })
 }
 
 /// Encodes whole tiles (the last one may be short); returns what stands for each.

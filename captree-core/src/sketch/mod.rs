@@ -52,6 +52,9 @@ pub(crate) use query::{Queries, Settling};
 /// Most dims of a prefix; also what keeps its integer sums small enough.
 pub(crate) const MAX_PREFIX: usize = 512;
 
+/// Above every step of a code: no coordinate is longer than 2.2, which 127 steps reach.
+pub(crate) const MAX_STEP: f32 = 0.02;
+
 /// Rows per tile.
 pub(crate) const TILE: usize = crate::distance::TILE;
 

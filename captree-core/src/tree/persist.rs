@@ -8,7 +8,7 @@ use crate::build::{MAX_DIM, Params, Rows};
 use crate::control::Control;
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
-use crate::sketch::{Basis, GROUP_TERMS, MAX_PREFIX, ROW_TERMS, Sketch, Steps, TILE, full_bytes, padded};
+use crate::sketch::{Basis, GROUP_TERMS, MAX_PREFIX, MAX_STEP, ROW_TERMS, Sketch, Steps, TILE, full_bytes, padded};
 use crate::store::{Array, Folder, FolderWriter};
 use crate::threads::Threads;
 use crate::vectors::{NormRange, Precision, Vectors, row, with_elements};
@@ -100,10 +100,10 @@ impl Meta {
             let found = (self.first, self.prefix);
             return Some(format!("expected a first level of whole groups of four dims of the prefix, found {found:?}"));
         }
-        if [self.steps.first, self.steps.second, self.steps.rest].iter().any(|s| !(0.0..1.0).contains(s)) {
-            return Some(format!("expected code steps from 0 to 1, found {:?}", self.steps));
+        // Anything near these ends is no sketch that was ever made; the bounds' slack counts on it.
+        if [self.steps.first, self.steps.second, self.steps.rest].iter().any(|s| !(0.0..MAX_STEP).contains(s)) {
+            return Some(format!("expected code steps from 0 to {MAX_STEP}, found {:?}", self.steps));
         }
-        // Anything near these is no basis that was ever trained; the bounds' slack counts on it.
         if !(0.0..0.01).contains(&self.skew) || !(0.0..0.01).contains(&self.projection_error) {
             let found = (self.skew, self.projection_error);
             return Some(format!("expected a skew and a projection error below 0.01, found {found:?}"));
