@@ -398,7 +398,7 @@ def center_prior(
 def unit(rows: NDArray[Any]) -> NDArray[np.float32]:
     """Float32 unit rows (n, d) of embeddings that were stored in half precision."""
     wide = np.asarray(rows, dtype=np.float32)
-    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), dtype=np.float32)
 
 
 def share(batch_size: int, rank: int, world: int) -> slice:

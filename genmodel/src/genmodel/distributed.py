@@ -119,6 +119,7 @@ def last_of(model: nn.Module, last: bool) -> Iterator[None]:
         with model.no_sync():
             yield
         return
-    if hasattr(model, "set_requires_gradient_sync"):
-        model.set_requires_gradient_sync(last)
+    exchange = getattr(model, "set_requires_gradient_sync", None)
+    if exchange is not None:
+        exchange(last)
     yield

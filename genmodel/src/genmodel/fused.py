@@ -101,12 +101,13 @@ class GatedSiLU(Function):
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    scale: Tensor = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return scale
 
 
 def _complex(x: Tensor) -> Tensor:
     """The pairs of the last axis as complex numbers: a view."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # type: ignore[no-untyped-call]
 
 
 def turns_of(angles: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ def fuses(x: Tensor) -> bool:
 def rms_norm(x: Tensor) -> Tensor:
     """``x / sqrt(mean(x**2) + eps)`` over the last axis, without a gain (arXiv:1910.07467)."""
     if fuses(x):
-        return fused.RMSNorm.apply(x, EPS)
+        normed: Tensor = fused.RMSNorm.apply(x, EPS)
+        return normed
     return F.rms_norm(x, (x.shape[-1],), eps=EPS)
 
 
@@ -86,7 +87,8 @@ def activate(y: Tensor, activation: str) -> Tensor:
     """The feed-forward layer's activation: float (..., hidden), or (..., 2 * hidden) for "swiglu", -> (..., hidden)."""
     if activation == "swiglu":
         if fuses(y):
-            return fused.GatedSiLU.apply(y)
+            gated: Tensor = fused.GatedSiLU.apply(y)
+            return gated
         gate, value = y.chunk(2, dim=-1)
         return F.silu(gate) * value
     return F.gelu(y) if activation == "gelu" else F.relu(y).square()

@@ -137,7 +137,7 @@ class Generator(nn.Module):
     Parameters are float32; under autocast the matrix products run in bfloat16.
     """
 
-    cell_positions: Tensor
+    cell_angles: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -162,6 +162,7 @@ class Generator(nn.Module):
     def reset_parameters(self) -> None:
         """Fresh weights: every block starts as the identity, and the first logits are nearly uniform."""
         width = self.config.width
+        blocks: list[Block] = []
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -169,7 +170,9 @@ class Generator(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.5)
-        for block in self.blocks:
+            elif isinstance(module, Block):
+                blocks.append(module)
+        for block in blocks:
             nn.init.zeros_(block.out.weight)
             nn.init.zeros_(block.down.weight)
         nn.init.normal_(self.head.weight, std=0.1 * width**-0.5)

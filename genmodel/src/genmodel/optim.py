@@ -27,7 +27,7 @@ class BatchedMuon(torch.optim.Muon):
     def step(self, closure: Any = None) -> Any:
         """One update of all parameters that have a gradient."""
         if any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
-            return super().step(closure)
+            return super().step(closure)  # type: ignore[no-untyped-call]
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -170,7 +170,7 @@ class MovingAverage:
 
 def optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """All state of the optimizers as whole tensors, by ``number.parameter.key``; every process has to call it."""
-    names = {p: name for name, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     found = {}
     for number, optimizer in enumerate(optimizers):
         for parameter, state in optimizer.state.items():

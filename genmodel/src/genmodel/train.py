@@ -314,7 +314,8 @@ def _train(config: TrainConfig, shards: Shards | None, world: World, stop: Stop,
             torch=torch.__version__,
             machine=platform.platform(),
         )
-        why = run.loop(log, stop)
+        with run.trainer.progress:
+            why = run.loop(log, stop)
         log.write("end", run.step, stopped=why, seconds=time.perf_counter() - began)
     finally:
         material.close()

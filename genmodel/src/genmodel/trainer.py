@@ -90,7 +90,7 @@ class Trainer:
         self._window = _Window(self.length, world.device)
         self._busy = self._waited = 0.0
         self._steps = 0
-        self._progress = Progress("train", config.steps, config.progress and world.first)
+        self.progress = Progress("train", config.steps, config.progress and world.first)
 
     def autocast(self) -> Any:
         """The precision of the matrix products."""
@@ -117,7 +117,7 @@ class Trainer:
             stop = start + len(part)
             with last_of(self.module, stop == len(batch)):
                 loss = self._loss(part, None if order is None else order[start:stop])
-                (loss * (len(part) / len(batch))).backward()
+                torch.autograd.backward(loss * (len(part) / len(batch)))
             start = stop
         self._apply(step)
         if self.world.device.type == "cuda" and (step + 1) % config.log_every == 0:
@@ -127,6 +127,8 @@ class Trainer:
         self._window.seconds += seconds
         self._window.waited += waited
         self.figures.step_seconds = self._busy / self._steps
+        known = not math.isnan(self.figures.loss)
+        self.progress.update(step + 1, f"loss {self.figures.loss:.3f}" if known else "")
 
     def _loss(self, batch: Batch, order: Tensor | None) -> Tensor:
         with self.autocast():
@@ -231,7 +233,6 @@ class Trainer:
                 sums[side] += token_losses(logits, part.tokens).sum(0)
         given, null_losses = sums / len(batch)
         figures.heldout, figures.heldout_null = float(given.mean()), float(null_losses.mean())
-        self._progress.update(0, f"loss {figures.heldout:.3f}")
         return {
             "rows": len(batch),
             "loss": figures.heldout,
@@ -287,18 +288,19 @@ def compiled(
     module: nn.Module, model: Generator, size: int, device: torch.device, dtype: torch.dtype
 ) -> nn.Module | None:
     """`module` compiled, after a step on made-up tokens showed that this machine can; None where it cannot."""
-    quick = torch.compile(module)
+    quick: Any = torch.compile(module)
     tokens = torch.zeros(size, model.config.length, dtype=torch.int64, device=device)
     condition = Condition.null(size, model.config.condition_dim, device)
     try:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            token_losses(quick(tokens, condition, None), tokens).mean().backward()
+            torch.autograd.backward(token_losses(quick(tokens, condition, None), tokens).mean())
     except Exception as error:  # whatever a compiler's tools throw, training can go on without it
         warnings.warn(f"torch.compile does not run here, going on without it: {error}", stacklevel=2)
         return None
     finally:
         module.zero_grad(set_to_none=True)
-    return quick
+    made: nn.Module = quick
+    return made
 
 
 def _word(*numbers: int) -> int:
