@@ -384,6 +384,23 @@ def test_sample_grids(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "out").tokenizer == spec
 
 
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    tiny_shards(tmp_path / "data")
+    train(train_config(tmp_path / "data", tmp_path / "out", steps=2, tensorboard=True))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
+    assert {"train/loss", "train/mfu", "heldout/gap"} <= set(events.Tags()["scalars"])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "data")
+    with pytest.raises(errors.DivergedError, match="finite loss"):
+        train(train_config(tmp_path / "data", tmp_path / "out", lr=1e30, clip=0.0, muon_lr=0.0, steps=4))
+    assert isinstance(errors.DivergedError(""), FloatingPointError)
+
+
 def test_compiled_training_is_close(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     tiny_shards(tmp_path / "data")
     settings = {"token_dropout": 0.0, "muon_lr": 0.0, "steps": 2}

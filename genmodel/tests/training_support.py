@@ -71,7 +71,7 @@ def tiny_shards(folder: Path, n: int = 200, seed: int = 0) -> Shards:
 def train_config(data: Path, out: Path, **settings: Any) -> TrainConfig:
     given = {
         "depth": 1, "width": 32, "heads": 2, "steps": 6, "batch_size": 8, "warmup": 2, "heldout": 16, "threads": 1,
-        "save_every": 100, "log_every": 2, "peak_flops": 1e11, "radii": "mixture", **settings,
+        "save_every": 100, "log_every": 2, "peak_flops": 1e11, "progress": False, "radii": "mixture", **settings,
     }  # fmt: skip
     return TrainConfig(data=str(data), out=str(out), **given)
 

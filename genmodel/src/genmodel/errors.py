@@ -24,5 +24,9 @@ class CheckpointError(DataError):
     """A checkpoint that is missing, damaged, or of another model."""
 
 
+class DivergedError(GenmodelError, FloatingPointError):
+    """A training loss that is not finite."""
+
+
 class MissingDependencyError(GenmodelError, ImportError):
     """An optional package is needed for this and is not installed."""

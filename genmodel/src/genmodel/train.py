@@ -113,6 +113,8 @@ class TrainConfig:
         resume: go on from the newest checkpoint in `out`.
         heldout: rows never trained on, at most a tenth of all, on which the loss is measured.
         save_every: steps between checkpoints, of which the newest `keep` stay.
+        tensorboard: write TensorBoard files beside ``log.jsonl``.
+        progress: show progress on standard error.
         peak_flops: of one device, for MFU; None measures a matrix product.
         tokenizer: loads another than the shards name. encoder: the same.
     """
@@ -178,7 +180,7 @@ class TrainConfig:
     save_every: int = 500
     keep: int = 1
     tensorboard: bool = False
-    progress: bool = False
+    progress: bool = True
     peak_flops: float | None = None
     tokenizer: str | None = None
     encoder: str | None = None
@@ -268,6 +270,7 @@ def train(config: TrainConfig, shards: Shards | None = None) -> TrainReport:
         ConfigError: settings that contradict each other, the data, or the checkpoint to go on from.
         DataError: shards, tree or pairs that cannot be read.
         CheckpointError: a checkpoint that cannot be read or written.
+        DivergedError: a loss that is not finite; the checkpoints before it stay.
     """
     began = time.perf_counter()
     threads = torch.get_num_threads()

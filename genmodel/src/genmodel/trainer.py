@@ -18,6 +18,7 @@ from genmodel.checkpoint import fill
 from genmodel.condition import Condition
 from genmodel.data import Batch, share
 from genmodel.distributed import World, last_of
+from genmodel.errors import DivergedError
 from genmodel.generate import generate
 from genmodel.log import RunLog, peak_flops
 from genmodel.losses import batch_loss, early_weights, embedding_loss, token_losses
@@ -213,7 +214,7 @@ class Trainer:
             entry["embedding_loss"] = float(world.mean(window.apart)) / max(1, window.count)
         self._window = _Window(self.length, world.device)
         if not math.isfinite(figures.loss):
-            raise FloatingPointError(f"the training loss is {figures.loss}; a smaller lr or muon_lr may help")
+            raise DivergedError(f"expected a finite loss, got {figures.loss}: a smaller lr or muon_lr may help")
         return entry
 
     @torch.no_grad()
