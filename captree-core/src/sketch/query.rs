@@ -1,7 +1,7 @@
 //! The query side: codes and terms of a batch of caps, and the decisions of each level.
 
 use super::encode::{Sketch, Split, inverse, nearest, split};
-use super::kernel::{Decision, IntKernels, Prefix, QUARTER, QueryTerms};
+use super::kernel::{Decision, Dense, FullTest, IntKernels, Part, Prefix, QUARTER, QueryTerms};
 use super::levels::{Bounds, FINE, FINER, GROUP_TERMS, ROW_TERMS, fine_width, full_bytes, padded};
 use super::{TILE, up};
 use crate::caps::Caps;
@@ -9,9 +9,9 @@ use crate::error::Result;
 use crate::store::Array;
 use crate::vectors::NORM_SLACK;
 
-/// Slack for the float32 arithmetic of a test, and for `<q', mu>`, which is zero but for rounding. With a mean of at least
-/// 0.05, `lambda` is at most about 20 and the terms of a value and its error at most 12 in all: their roundings, fewer
-/// than 24 of 2^-24 each, sum up to less than 1.8e-5.
+/// Slack for the float32 arithmetic of a test: what all operations up to full width round, with lengths, steps and a mean
+/// that [`crate::tree`] accepts, is less than 250 units of 2^-24 (counted in docs/exactness.md). `<q', mu>`, which is zero
+/// but for rounding, and the float64 arithmetic are in it too.
 const FLOAT_SLACK: f64 = 2e-5;
 
 /// At least |x - mu| of any row and |q'| of any center: both are unit within 2^-6, the mean is at most 1.1 long.
@@ -19,6 +19,15 @@ const LONGEST: f64 = 2.2;
 
 /// The second level's step may be finer than the first one's by this many powers of two: its sums stay below 2^31.
 const MAX_SHIFT: u32 = 8;
+
+/// Open rows of a tile from which all its rows together cost less than one by one.
+const DENSE_ROWS: u32 = 10;
+
+/// Queries with that many from which interleaving the tile's codes pays.
+const DENSE_QUERIES: usize = 4;
+
+/// Bytes of a cache line; a code at full width is a whole number of them.
+const LINE: usize = 64;
 
 /// Sketches of a batch of caps.
 pub(crate) struct Queries<'a> {
@@ -39,7 +48,17 @@ pub(crate) struct Settling {
     /// Queries with open rows: their places among the active ones, and their numbers.
     places: Vec<usize>,
     open: Vec<u32>,
+    /// Their open rows, and what they are estimated at.
+    masks: Vec<u64>,
     values: Vec<[f32; TILE]>,
+    parts: Vec<Part>,
+    /// The queries that are settled together at full width: numbers, places among the open ones, tests.
+    asked: Vec<u32>,
+    asked_places: Vec<usize>,
+    tests: Vec<FullTest>,
+    /// The codes at full width of a tile, interleaved.
+    interleaved: Vec<u8>,
+    interleaved_tile: Option<usize>,
     /// Rows of the last tile whose codes were asked for.
     tile: Option<usize>,
     fetched: u64,
@@ -105,29 +124,6 @@ impl<'a> Queries<'a> {
         Ok(())
     }
 
-    /// Per query the tiles, of a tree of `rows` rows, that are not surely outside; `count` queries.
-    pub fn open_tiles(&self, count: usize, rows: usize) -> Result<Vec<Vec<u32>>> {
-        let numbers: Vec<u32> = (0..count as u32).collect();
-        let mut out = vec![Decision::default(); count];
-        let mut open = vec![Vec::new(); count];
-        let tiles = rows.div_ceil(TILE);
-        for group in 0..tiles.div_ceil(TILE) {
-            self.tiles(group, &numbers, &mut out)?;
-            for (decision, open) in out.iter().zip(&mut open) {
-                let mut mask = decision.inside | decision.unsure;
-                while mask != 0 {
-                    let tile = group * TILE + mask.trailing_zeros() as usize;
-                    // What stands behind the last tile decides nothing.
-                    if tile < tiles {
-                        open.push(tile as u32);
-                    }
-                    mask &= mask - 1;
-                }
-            }
-        }
-        Ok(open)
-    }
-
     fn prefix<'b>(
         &'b self,
         codes: &'b Array<u8>,
@@ -155,17 +151,20 @@ impl<'a> Queries<'a> {
         let prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile, ROW_TERMS)?;
         let mut out = [vec![Decision::default(); queries.len()], vec![Decision::default(); queries.len()]];
         self.kernels.first(&prefix, queries, &mut out[0]);
-        self.kernels.second(&prefix, queries, &mut out[1], &mut vec![[0.0; TILE]; queries.len()]);
+        let masks = vec![u64::MAX; queries.len()];
+        let mut values = vec![[0.0; TILE]; queries.len()];
+        self.kernels.second(&prefix, queries, &masks, &mut out[1], &mut values, &mut Vec::new());
         Ok(out)
     }
 
-    /// Takes a tile's rows through all levels for some queries: `out[n]` decides for query `active[n]` the rows that are
-    /// bits of `valid`.
+    /// Takes a tile's rows through the levels for some queries: `out[n]` decides for query `active[n]` the rows that are
+    /// bits of `valid`. The last level is left out for a query for which more than `most` rows would go there.
     pub fn settle(
         &self,
         tile: usize,
         active: &[u32],
         valid: u64,
+        most: u32,
         with: &mut Settling,
         out: &mut [Decision],
     ) -> Result<()> {
@@ -173,33 +172,33 @@ impl<'a> Queries<'a> {
         self.kernels.first(&prefix, active, out);
         with.places.clear();
         with.open.clear();
+        with.masks.clear();
         for (n, (query, own)) in active.iter().zip(&mut *out).enumerate() {
             own.inside &= valid;
             own.unsure &= valid;
             if own.unsure != 0 {
                 with.places.push(n);
                 with.open.push(*query);
+                with.masks.push(own.unsure);
             }
-        }
-        if with.open.is_empty() {
-            return Ok(());
         }
         with.decisions.resize(with.open.len(), Decision::default());
         with.values.resize(with.open.len(), [0.0; TILE]);
-        self.kernels.second(&prefix, &with.open, &mut with.decisions, &mut with.values);
+        self.kernels.second(&prefix, &with.open, &with.masks, &mut with.decisions, &mut with.values, &mut with.parts);
         let mut wanted = 0;
-        for (n, decision) in with.places.iter().zip(&with.decisions) {
+        for ((n, decision), mask) in with.places.iter().zip(&with.decisions).zip(&mut with.masks) {
             let own = &mut out[*n];
             own.inside |= own.unsure & decision.inside;
             own.unsure &= decision.unsure;
-            wanted |= own.unsure;
+            *mask = if own.unsure.count_ones() <= most { own.unsure } else { 0 };
+            wanted |= *mask;
         }
         if wanted == 0 {
             return Ok(());
         }
         let size = full_bytes(self.sketch.basis.dim);
-        let rows = 64 - wanted.leading_zeros() as usize;
-        let codes = self.sketch.full_codes.slice(tile * TILE * size..(tile * TILE + rows) * size)?;
+        let end = self.sketch.full_codes.len().min((tile + 1) * TILE * size);
+        let codes = self.sketch.full_codes.slice(tile * TILE * size..end)?;
         if with.tile != Some(tile) {
             (with.tile, with.fetched) = (Some(tile), 0);
         }
@@ -208,15 +207,16 @@ impl<'a> Queries<'a> {
         }
         with.fetched |= wanted;
         let bounds = Bounds::of(prefix.terms);
+        self.settle_dense(tile, codes, bounds, with, out);
         // A quarter of the tile at a time: its codes and those of the queries stay in the first-level cache.
-        for start in (0..rows).step_by(QUARTER) {
-            let codes = &codes[start * size..rows.min(start + QUARTER) * size];
-            for ((n, query), values) in with.places.iter().zip(&with.open).zip(&with.values) {
-                let own = &mut out[*n];
-                let mask = (own.unsure >> start) as u16;
+        for (quarter, codes) in codes.chunks(QUARTER * size).enumerate() {
+            let start = quarter * QUARTER;
+            for (place, mask) in with.masks.iter().enumerate() {
+                let mask = (mask >> start) as u16;
                 if mask == 0 {
                     continue;
                 }
+                let (own, query, values) = (&mut out[with.places[place]], &with.open[place], &with.values[place]);
                 let code = &self.full_codes[*query as usize * size..(*query as usize + 1) * size];
                 let test = self.terms[*query as usize].full(bounds);
                 let values = values[start..start + QUARTER].try_into().expect("a quarter of a tile");
@@ -226,6 +226,58 @@ impl<'a> Queries<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Settles together the queries that leave many rows of a tile open, if these are several, and takes their masks away.
+    /// `codes` are the rows' at full width.
+    fn settle_dense(&self, tile: usize, codes: &[u8], bounds: &Bounds, with: &mut Settling, out: &mut [Decision]) {
+        with.asked.clear();
+        with.asked_places.clear();
+        for (place, mask) in with.masks.iter().enumerate() {
+            if mask.count_ones() >= DENSE_ROWS {
+                with.asked.push(with.open[place]);
+                with.asked_places.push(place);
+            }
+        }
+        if with.asked.len() < DENSE_QUERIES {
+            return;
+        }
+        let bytes = full_bytes(self.sketch.basis.dim);
+        if with.interleaved_tile != Some(tile) {
+            with.interleaved_tile = Some(tile);
+            with.interleaved.resize(TILE * bytes, 0);
+            interleave(codes, bytes, &mut with.interleaved);
+        }
+        with.tests.clear();
+        with.tests.extend(with.asked.iter().map(|query| self.terms[*query as usize].full(bounds)));
+        with.decisions.resize(with.asked.len(), Decision::default());
+        let dense = Dense {
+            codes: &with.interleaved,
+            bytes,
+            query_codes: &self.full_codes,
+            queries: &with.asked,
+            places: &with.asked_places,
+            tests: &with.tests,
+        };
+        self.kernels.dense(&dense, &with.values, &mut with.decisions);
+        for (place, decision) in with.asked_places.iter().zip(&with.decisions) {
+            let own = &mut out[with.places[*place]];
+            own.inside |= own.unsure & decision.inside;
+            own.unsure &= decision.unsure;
+            with.masks[*place] = 0;
+        }
+    }
+}
+
+/// Interleaves the codes of at most 64 rows by groups of four bytes, like those of a prefix.
+fn interleave(codes: &[u8], bytes: usize, into: &mut [u8]) {
+    let lanes: &mut [[u8; 4]] = bytemuck::cast_slice_mut(into);
+    // Sixteen groups at a time: what they are written to stays in the first-level cache.
+    for (part, lanes) in lanes.chunks_exact_mut(LINE / 4 * TILE).enumerate() {
+        for (r, row) in codes.chunks_exact(bytes).enumerate() {
+            let fours: &[[u8; 4]] = bytemuck::cast_slice(&row[part * LINE..(part + 1) * LINE]);
+            lanes[r..].iter_mut().step_by(TILE).zip(fours).for_each(|(lane, four)| *lane = *four);
+        }
     }
 }
 

@@ -5,14 +5,16 @@ use half::f16;
 use proptest::prelude::*;
 
 use super::kernel::{Decision, FullTest, IntKernels};
-use super::{Queries, Settling, Sketch, TILE};
+use super::levels::Steps;
+use super::{Basis, Queries, Settling, Sketch, TILE};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::exact;
 
-/// Rows with what makes bounds tight or loose: a common direction, equal rows, one heavy coordinate, tiny ones.
-fn rows() -> impl Strategy<Value = (usize, Vec<f32>)> {
-    (1usize..90, 1usize..200, any::<u64>(), 0usize..6).prop_map(|(dim, n, seed, kind)| {
+/// Rows with what makes bounds tight or loose: a common direction, equal rows, one heavy coordinate, tiny ones, an outlier.
+/// Of fewer than `most` dims.
+fn rows(most: usize) -> impl Strategy<Value = (usize, Vec<f32>)> {
+    (1..most, 1usize..200, any::<u64>(), 0usize..7).prop_map(|(dim, n, seed, kind)| {
         let mut state = seed | 1;
         let mut next = move || {
             state ^= state << 13;
@@ -28,6 +30,11 @@ fn rows() -> impl Strategy<Value = (usize, Vec<f32>)> {
                 1 if r > 0 && r % 2 == 0 => x = out[(r - 1) * dim..r * dim].iter().map(|v| f64::from(*v)).collect(),
                 2 => x[r % dim] += 100.0 * (1.0 - 2.0 * (r % 2) as f64),
                 3 => x.iter_mut().enumerate().for_each(|(c, v)| *v *= 0.5f64.powi(c as i32 % 40)),
+                // One row far from all others, which lie close together.
+                5 => x
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(c, v)| *v = *v * 0.01 + if c == 0 { if r == n / 2 { -1.0 } else { 1.0 } } else { 0.0 }),
                 4 => x.iter_mut().for_each(|v| *v *= 1e-3 / (1.0 + v.abs() * 1e6)),
                 _ => {}
             }
@@ -54,60 +61,153 @@ fn bit(decision: &Decision, b: usize) -> Option<bool> {
     if decision.unsure >> b & 1 == 1 { None } else { Some(decision.inside >> b & 1 == 1) }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
-    #[test]
-    fn no_level_ever_decides_wrongly((dim, rows) in rows(), pick in any::<prop::sample::Index>(), nudge in -1e-3f64..1e-3) {
+/// What a sketch is made with, good or bad: no bound may rely on it.
+#[derive(Clone, Debug)]
+struct Making {
+    /// Columns of the first level, in groups of four, and all.
+    first: usize,
+    width: usize,
+    /// Factors of the steps that fit: small ones clip nearly every coordinate, 0 codes nothing, large ones are coarse.
+    steps: [f32; 3],
+    /// Noise on the columns, which leaves them only nearly orthonormal.
+    bend: f32,
+    /// Whether the mean is far from all rows instead of among them.
+    is_far: bool,
+}
+
+fn making() -> impl Strategy<Value = Making> {
+    let factor = || prop::sample::select(vec![1.0f32, 1.0, 0.7, 0.1, 0.001, 0.0, 5.0]);
+    let widths = (0usize..40, 1usize..150);
+    (widths, [factor(), factor(), factor()], prop::sample::select(vec![0.0f32, 1e-6, 1e-4]), any::<bool>())
+        .prop_map(|((first, width), steps, bend, is_far)| Making { first: 4 * first, width, steps, bend, is_far })
+}
+
+impl Making {
+    fn sketch(&self, dim: usize, rows: &[f32]) -> Sketch {
         let n = rows.len() / dim;
         let at = |p: usize| Ok(&rows[p * dim..(p + 1) * dim]);
-        let sketch = Sketch::build(&at, (n, dim), 3, &Control::default()).unwrap();
-        // Centers: rows, their negatives, and mixtures of two.
-        let mut centers: Vec<f32> = Vec::new();
-        for i in 0..8 {
-            let (a, b) = (at((pick.index(n) + i) % n).unwrap(), at((pick.index(n) + 7 * i) % n).unwrap());
-            let mix: Vec<f64> = a.iter().zip(b).map(|(a, b)| match i % 3 {
+        let control = Control::default();
+        let width = self.width.min(dim);
+        // A first level as wide as the prefix may have any width.
+        let first = if self.first == 0 { width } else { self.first.min(width) };
+        let first = if first < width { first } else { width };
+        let mut basis = Basis::train(&at, (n, dim), (first, width), 3, &control).unwrap();
+        let mut state = 7u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1u32 << 24) as f32 - 0.5
+        };
+        let columns = basis.columns.iter().map(|c| c + self.bend * noise()).collect();
+        let mean = if self.is_far { rows[..dim].iter().map(|x| -1.06 * x).collect() } else { basis.mean.clone() };
+        basis = Basis::new(dim, (first, width), mean, columns, 0.0, 0.0);
+        basis.skew = basis.measured_skew();
+        let mut steps = super::encode::steps(&basis, &at, n).unwrap();
+        for (step, factor) in [&mut steps.first, &mut steps.second, &mut steps.rest].into_iter().zip(self.steps) {
+            *step = (*step * factor).min(0.99 * super::MAX_STEP);
+        }
+        Sketch::with(basis, steps, &at, n, &control).unwrap()
+    }
+}
+
+/// Centers: rows, their negatives, and mixtures of two.
+fn centers(dim: usize, rows: &[f32], start: usize) -> Option<Vec<f32>> {
+    let n = rows.len() / dim;
+    let mut centers: Vec<f32> = Vec::new();
+    for i in 0..8 {
+        let at = |p: usize| &rows[p % n * dim..(p % n + 1) * dim];
+        let (a, b) = (at(start + i), at(start + 7 * i));
+        let mix: Vec<f64> = a
+            .iter()
+            .zip(b)
+            .map(|(a, b)| match i % 3 {
                 0 => f64::from(*a),
                 1 => -f64::from(*a),
                 _ => f64::from(*a) + 0.7 * f64::from(*b),
-            }).collect();
-            let norm = mix.iter().map(|x| x * x).sum::<f64>().sqrt();
-            prop_assume!(norm > 1e-3);
-            centers.extend(mix.iter().map(|x| (x / norm) as f32));
-        }
-        let bounds = vec![1.0; 8];
-        let caps = Caps::new(dim, &centers, &bounds).unwrap();
-        let active: Vec<usize> = (0..8).collect();
-        let numbers: Vec<u32> = (0..8).collect();
-        let exact: Vec<Vec<f64>> = active
-            .iter()
-            .map(|q| (0..n).map(|r| exact::dot(caps.center(*q), &rows[r * dim..(r + 1) * dim])).collect())
+            })
             .collect();
-        for kernels in IntKernels::available() {
-            let mut queries = Queries::with(kernels, &sketch, &caps, &active);
-            for shift in [0.0, 1e-12, -1e-12, nudge, 10.0 * nudge, 100.0 * nudge] {
-                // A threshold at, or next to, the dot product of some row: where a wrong bound shows.
-                let aims: Vec<f64> = active.iter().map(|q| exact[*q][pick.index(n)] + shift).collect();
-                aims.iter().enumerate().for_each(|(q, t)| queries.set_threshold(q, *t));
-                let mut out = vec![Decision::default(); 8];
-                let mut settling = Settling::default();
-                for tile in 0..n.div_ceil(TILE) {
-                    queries.tiles(tile / TILE, &numbers, &mut out).unwrap();
-                    let whole: Vec<Option<bool>> = out.iter().map(|d| bit(d, tile % TILE)).collect();
-                    let levels = queries.prefix_levels(tile, &numbers).unwrap();
-                    let valid = u64::MAX >> (64 - TILE.min(n - tile * TILE));
-                    queries.settle(tile, &numbers, valid, &mut settling, &mut out).unwrap();
-                    for r in tile * TILE..n.min((tile + 1) * TILE) {
-                        for q in 0..8 {
-                            check(whole[q], exact[q][r], aims[q])?;
-                            for level in &levels {
-                                check(bit(&level[q], r % TILE), exact[q][r], aims[q])?;
-                            }
-                            check(bit(&out[q], r % TILE), exact[q][r], aims[q])?;
+        let norm = mix.iter().map(|x| x * x).sum::<f64>().sqrt();
+        if norm <= 1e-3 {
+            return None;
+        }
+        centers.extend(mix.iter().map(|x| (x / norm) as f32));
+    }
+    Some(centers)
+}
+
+/// Every level of every instruction set, with thresholds at, or next to, the dot product of some row: where a wrong bound
+/// shows.
+fn attack(
+    sketch: &Sketch,
+    (dim, rows): (usize, &[f32]),
+    centers: &[f32],
+    aim: impl Fn(usize) -> usize,
+    nudge: f64,
+) -> Result<(), TestCaseError> {
+    let n = rows.len() / dim;
+    let bounds = vec![1.0; 8];
+    let caps = Caps::new(dim, centers, &bounds).unwrap();
+    let active: Vec<usize> = (0..8).collect();
+    let numbers: Vec<u32> = (0..8).collect();
+    let exact: Vec<Vec<f64>> = active
+        .iter()
+        .map(|q| (0..n).map(|r| exact::dot(caps.center(*q), &rows[r * dim..(r + 1) * dim])).collect())
+        .collect();
+    for kernels in IntKernels::available() {
+        let mut queries = Queries::with(kernels, sketch, &caps, &active);
+        for shift in [0.0, 1e-12, -1e-12, nudge, 10.0 * nudge, 100.0 * nudge] {
+            let aims: Vec<f64> = active.iter().map(|q| exact[*q][aim(*q)] + shift).collect();
+            aims.iter().enumerate().for_each(|(q, t)| queries.set_threshold(q, *t));
+            let mut out = vec![Decision::default(); 8];
+            let mut settling = Settling::default();
+            for tile in 0..n.div_ceil(TILE) {
+                queries.tiles(tile / TILE, &numbers, &mut out).unwrap();
+                let whole: Vec<Option<bool>> = out.iter().map(|d| bit(d, tile % TILE)).collect();
+                let levels = queries.prefix_levels(tile, &numbers).unwrap();
+                let valid = u64::MAX >> (64 - TILE.min(n - tile * TILE));
+                let most = [64, 4][tile % 2];
+                queries.settle(tile, &numbers, valid, most, &mut settling, &mut out).unwrap();
+                for r in tile * TILE..n.min((tile + 1) * TILE) {
+                    for q in 0..8 {
+                        check(whole[q], exact[q][r], aims[q])?;
+                        for level in &levels {
+                            check(bit(&level[q], r % TILE), exact[q][r], aims[q])?;
                         }
+                        check(bit(&out[q], r % TILE), exact[q][r], aims[q])?;
                     }
                 }
             }
         }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    #[test]
+    fn no_level_ever_decides_wrongly(
+        (dim, rows) in rows(90), pick in any::<prop::sample::Index>(), nudge in -1e-3f64..1e-3,
+    ) {
+        let n = rows.len() / dim;
+        let at = |p: usize| Ok(&rows[p * dim..(p + 1) * dim]);
+        let sketch = Sketch::build(&at, (n, dim), 3, &Control::default()).unwrap();
+        let centers = centers(dim, &rows, pick.index(n));
+        prop_assume!(centers.is_some());
+        attack(&sketch, (dim, &rows), &centers.unwrap(), |_| pick.index(n), nudge)?;
+    }
+
+    #[test]
+    fn bad_sketches_decide_less_but_never_wrongly(
+        (dim, rows) in rows(170), making in making(), pick in any::<prop::sample::Index>(), nudge in -1e-3f64..1e-3,
+    ) {
+        let n = rows.len() / dim;
+        let sketch = making.sketch(dim, &rows);
+        let each: Vec<&[f32]> = rows.chunks_exact(dim).collect();
+        for (tile, rows) in each.chunks(TILE).enumerate() {
+            prop_assert_eq!(sketch.tile_fault(tile, rows).unwrap(), None);
+        }
+        let centers = centers(dim, &rows, pick.index(n));
+        prop_assume!(centers.is_some());
+        attack(&sketch, (dim, &rows), &centers.unwrap(), |q| (pick.index(n) + q / 2) % n, nudge)?;
     }
 
     #[test]
@@ -124,6 +224,31 @@ proptest! {
             let (inside, open) = kernels.full(&rows, &query, mask, &[0.0; 16], &test);
             prop_assert_eq!(inside, bits(|s| s >= 50_000), "{}", kernels.name());
             prop_assert_eq!(open, bits(|s| (-50_000..50_000).contains(&s)), "{}", kernels.name());
+        }
+    }
+}
+
+#[test]
+fn sums_that_wrap_around_are_right() {
+    // The widest prefix, all codes at their ends, and a second part so small that the first counts 2^8 times: what is summed
+    // passes 2^31 before the start is taken off.
+    let (dim, first) = (512, 508);
+    let mut row = vec![1.0 / (first as f32).sqrt(); dim];
+    row[first..].fill(1e-6);
+    let rows = [row.clone(), row.iter().map(|x| -x).collect()].concat();
+    let at = |p: usize| Ok(&rows[p * dim..(p + 1) * dim]);
+    let columns = (0..dim * dim).map(|i| if i % (dim + 1) == 0 { 1.0 } else { 0.0 }).collect();
+    let basis = Basis::new(dim, (first, dim), vec![0.0; dim], columns, 1e-9, 0.0);
+    let steps = Steps { first: row[0] / 127.0, second: 1e-6 / 127.0, rest: 0.0 };
+    let sketch = Sketch::with(basis, steps, &at, 2, &Control::default()).unwrap();
+    let caps = Caps::new(dim, &row, &[0.0]).unwrap();
+    for kernels in IntKernels::available() {
+        let mut queries = Queries::with(kernels, &sketch, &caps, &[0]);
+        for threshold in [-0.97, 0.0, 0.97] {
+            queries.set_threshold(0, threshold);
+            let levels = queries.prefix_levels(0, &[0]).unwrap();
+            let decided: Vec<Option<bool>> = (0..2).map(|r| bit(&levels[1][0], r)).collect();
+            assert_eq!(decided, [Some(true), Some(false)], "{} {threshold}", kernels.name());
         }
     }
 }
@@ -149,7 +274,7 @@ fn sketches_decide_most_rows() {
     for tile in 0..n / TILE {
         unsure[0] += queries.prefix_levels(tile, &[0]).unwrap()[1][0].unsure.count_ones();
         let mut out = [Decision::default()];
-        queries.settle(tile, &[0], u64::MAX, &mut settling, &mut out).unwrap();
+        queries.settle(tile, &[0], u64::MAX, 64, &mut settling, &mut out).unwrap();
         unsure[1] += out[0].unsure.count_ones();
     }
     assert!(unsure[0] < n as u32 / 10 && unsure[1] < n as u32 / 50, "{unsure:?} of {n}");

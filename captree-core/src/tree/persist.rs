@@ -96,7 +96,7 @@ impl Meta {
         if self.prefix == 0 || self.prefix > self.dim || self.prefix > MAX_PREFIX {
             return Some(format!("expected a sketch of 1 to {} dims, found {self:?}", self.dim.min(MAX_PREFIX)));
         }
-        if self.first == 0 || self.first > self.prefix || (self.first % 4 != 0 && self.first != self.prefix) {
+        if self.first == 0 || self.first > self.prefix || (!self.first.is_multiple_of(4) && self.first != self.prefix) {
             let found = (self.first, self.prefix);
             return Some(format!("expected a first level of whole groups of four dims of the prefix, found {found:?}"));
         }

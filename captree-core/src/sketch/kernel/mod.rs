@@ -82,6 +82,7 @@ pub(crate) struct FullTest {
 
 impl FullTest {
     /// Bits of the rows of `mask` that are inside, and of those that stay open.
+    #[inline(always)]
     fn decide(&self, sums: &[i32; QUARTER], values: &[f32; QUARTER], mask: u16) -> (u16, u16) {
         let (mut inside, mut open) = (0, 0);
         for (r, (sum, value)) in sums.iter().zip(values).enumerate() {
@@ -192,16 +193,34 @@ impl Prefix<'_> {
     }
 }
 
-type Level = unsafe fn(&Prefix<'_>, &[u32], &mut [Decision], &mut [[f32; TILE]]);
+/// The codes of a tile at full width, interleaved like those of a prefix, and the queries that ask for them.
+pub(crate) struct Dense<'a> {
+    pub codes: &'a [u8],
+    pub bytes: usize,
+    /// Of all queries, `bytes` codes each.
+    pub query_codes: &'a [i8],
+    /// Numbers of those that ask, where the second level's values of each are, and their tests.
+    pub queries: &'a [u32],
+    pub places: &'a [usize],
+    pub tests: &'a [FullTest],
+}
+
+/// Sixteen rows of a tile, part `1`, for the query at place `0`.
+pub(crate) type Part = (u32, u32);
+
+type Level = unsafe fn(&Prefix<'_>, &[u32], &mut [Decision]);
+type Full = unsafe fn(&[u8], &[i8], u16, &[f32; QUARTER], &FullTest) -> (u16, u16);
+type Second = unsafe fn(&Prefix<'_>, &[u32], &[u64], &mut [Decision], &mut [[f32; TILE]], &mut Vec<Part>);
 
 /// The kernels of one instruction set. Holding one proves that the CPU has it.
 #[derive(Clone, Copy)]
 pub(crate) struct IntKernels {
     name: &'static str,
     first: Level,
-    second: Level,
+    second: Second,
     group: Level,
-    full: unsafe fn(&[u8], &[i8], u16, &[f32; QUARTER], &FullTest) -> (u16, u16),
+    dense: unsafe fn(&Dense<'_>, &[[f32; TILE]], &mut [Decision]),
+    full: Full,
 }
 
 impl IntKernels {
@@ -233,19 +252,27 @@ impl IntKernels {
     pub fn first(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
         prefix.check(ROW_TERMS, queries, out);
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.first)(prefix, queries, out, &mut []) }
+        unsafe { (self.first)(prefix, queries, out) }
     }
 
-    /// The same by the second level. Where rows stay open, `values[i]` gets the estimates of all dot products, the
-    /// query's leading columns refined.
+    /// The same by the second level, for the rows that are bits of `masks[i]`; what it says of others means nothing. For rows
+    /// that stay open, `values[i]` gets the estimates of the dot products, the query's leading columns refined.
     ///
     /// # Panics
     /// If lengths do not fit.
-    pub fn second(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision], values: &mut [[f32; TILE]]) {
+    pub fn second(
+        &self,
+        prefix: &Prefix<'_>,
+        queries: &[u32],
+        masks: &[u64],
+        out: &mut [Decision],
+        values: &mut [[f32; TILE]],
+        parts: &mut Vec<Part>,
+    ) {
         prefix.check(ROW_TERMS, queries, out);
-        assert_eq!(values.len(), queries.len());
+        assert!(values.len() == queries.len() && masks.len() == queries.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.second)(prefix, queries, out, values) }
+        unsafe { (self.second)(prefix, queries, masks, out, values, parts) }
     }
 
     /// `out[i]` decides 64 tiles, each as a whole, for query `queries[i]`.
@@ -255,7 +282,7 @@ impl IntKernels {
     pub fn group(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
         prefix.check(GROUP_TERMS, queries, out);
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.group)(prefix, queries, out, &mut []) }
+        unsafe { (self.group)(prefix, queries, out) }
     }
 
     /// Hints that `codes` will be read soon.
@@ -265,6 +292,20 @@ impl IntKernels {
         x86_64::prefetch(codes);
         #[cfg(not(target_arch = "x86_64"))]
         let _ = codes;
+    }
+
+    /// `out[i]` decides all rows of a tile at full width for query `queries[i]`.
+    ///
+    /// # Panics
+    /// If lengths do not fit.
+    pub fn dense(&self, dense: &Dense<'_>, values: &[[f32; TILE]], out: &mut [Decision]) {
+        let Dense { codes, bytes, query_codes, queries, places, tests } = dense;
+        assert!(bytes.is_multiple_of(4) && codes.len() == TILE * bytes);
+        assert!(queries.iter().all(|q| (*q as usize + 1) * bytes <= query_codes.len()));
+        assert!(places.iter().all(|p| *p < values.len()));
+        assert!(queries.len() == out.len() && places.len() == out.len() && tests.len() == out.len());
+        // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
+        unsafe { (self.dense)(dense, values, out) }
     }
 
     /// Decides at most sixteen rows, the bits of `mask`, at full width: those surely inside, and those that stay open.

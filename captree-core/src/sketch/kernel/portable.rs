@@ -1,7 +1,7 @@
 //! The tile loop in plain Rust, for any CPU.
 
 use super::generic::{self, Lanes, ROWS};
-use super::{Decision, FullTest, IntKernels, Prefix, Test};
+use super::{Decision, Dense, FullTest, IntKernels, Part, Prefix, Test};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
 
@@ -31,7 +31,10 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn add(sums: Self::Sums, rows: Self::Codes, query: Self::Four) -> Self::Sums {
-        std::array::from_fn(|r| (0..4).fold(sums[r], |s, d| s + i32::from(rows[4 * r + d]) * i32::from(query[d])))
+        // Like the registers of other instruction sets, sums may wrap around before their start is added.
+        std::array::from_fn(|r| {
+            (0..4).fold(sums[r], |s, d| s.wrapping_add(i32::from(rows[4 * r + d]) * i32::from(query[d])))
+        })
     }
 
     #[inline(always)]
@@ -51,7 +54,8 @@ impl Lanes for Portable {
         let residual = if test.is_first { field::FIRST_RESIDUAL } else { field::RESIDUAL };
         let (mut inside, mut open) = (0, 0);
         for (r, sum) in sums.iter().enumerate() {
-            let value = test.offset + test.along * term(field::SHIFT, r) + test.scale * (sum + test.start) as f32;
+            let value =
+                test.offset + test.along * term(field::SHIFT, r) + test.scale * sum.wrapping_add(test.start) as f32;
             let mut error = test.residual * term(residual, r);
             if GROUP {
                 error += test.length * term(field::RADIUS, r) + test.spread * term(field::REACH, r);
@@ -68,22 +72,40 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn full_test(sums: Self::Sums, values: *const f32, test: &FullTest) -> (u16, u16) {
+        // SAFETY: the caller promises 16 readable numbers.
+        test.decide(&sums, unsafe { &*values.cast() }, u16::MAX)
+    }
+
+    #[inline(always)]
     unsafe fn add_values(sums: Self::Sums, start: i32, scale: f32, values: *mut f32) {
         for (r, sum) in sums.iter().enumerate() {
             // SAFETY: the caller promises 16 writable numbers.
-            unsafe { *values.add(r) += scale * (sum + start) as f32 };
+            unsafe { *values.add(r) += scale * sum.wrapping_add(start) as f32 };
         }
     }
 }
 
-unsafe fn level<const LEVEL: u8>(
+unsafe fn level<const LEVEL: u8>(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+    // SAFETY: the caller keeps the contract; no CPU feature is needed.
+    unsafe { generic::level::<Portable, LEVEL>(prefix, queries, out) }
+}
+
+unsafe fn second(
     prefix: &Prefix<'_>,
     queries: &[u32],
+    masks: &[u64],
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
+    parts: &mut Vec<Part>,
 ) {
-    // SAFETY: the caller keeps the contract; no CPU feature is needed.
-    unsafe { generic::level::<Portable, LEVEL>(prefix, queries, out, values) }
+    // SAFETY: as above.
+    unsafe { generic::second::<Portable>(prefix, queries, masks, out, values, parts) }
+}
+
+unsafe fn dense(dense: &Dense<'_>, values: &[[f32; TILE]], out: &mut [Decision]) {
+    // SAFETY: as above.
+    unsafe { generic::dense::<Portable>(dense, values, out) }
 }
 
 unsafe fn full(rows: &[u8], query: &[i8], mask: u16, values: &[f32; ROWS], test: &FullTest) -> (u16, u16) {
@@ -99,7 +121,8 @@ unsafe fn full(rows: &[u8], query: &[i8], mask: u16, values: &[f32; ROWS], test:
 pub(super) const KERNELS: IntKernels = IntKernels {
     name: "portable",
     first: level::<{ generic::FIRST }>,
-    second: level::<{ generic::SECOND }>,
+    second,
+    dense,
     group: level::<{ generic::GROUP }>,
     full,
 };

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::generic::{self, Lanes, ROWS};
-use super::{Decision, FullTest, IntKernels, Prefix, Test};
+use super::{Decision, Dense, FullTest, IntKernels, Part, Prefix, Test};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
 
@@ -78,6 +78,18 @@ impl Lanes for Vnni {
     }
 
     #[inline(always)]
+    unsafe fn full_test(sums: Self::Sums, values: *const f32, test: &FullTest) -> (u16, u16) {
+        // SAFETY: the caller has AVX-512F and 16 readable numbers.
+        unsafe {
+            let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(test.start)));
+            let value = _mm512_fmadd_ps(_mm512_set1_ps(test.scale), sums, _mm512_loadu_ps(values));
+            let inside = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(value, _mm512_set1_ps(test.inside));
+            let open = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(value, _mm512_set1_ps(test.outside));
+            (inside, open)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn add_values(sums: Self::Sums, start: i32, scale: f32, values: *mut f32) {
         // SAFETY: the caller has AVX-512F and 16 writable numbers.
         unsafe {
@@ -128,14 +140,8 @@ unsafe fn full_512(rows: &[u8], query: &[i8], mask: u16, values: &[f32; ROWS], t
         }
     }
     // SAFETY: sixteen sums and values; the caller has AVX-512F.
-    unsafe {
-        let sums = _mm512_add_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), _mm512_set1_epi32(test.start));
-        let value = _mm512_loadu_ps(values.as_ptr());
-        let value = _mm512_fmadd_ps(_mm512_set1_ps(test.scale), _mm512_cvtepi32_ps(sums), value);
-        let inside = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(mask, value, _mm512_set1_ps(test.inside));
-        let open = _mm512_mask_cmp_ps_mask::<_CMP_NLT_UQ>(mask, value, _mm512_set1_ps(test.outside));
-        (inside, open & !inside)
-    }
+    let (inside, open) = unsafe { Vnni::full_test(_mm512_loadu_si512(sums.as_ptr().cast()), values.as_ptr(), test) };
+    (inside & mask, open & !inside & mask)
 }
 
 struct Avx2;
@@ -222,6 +228,23 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn full_test(sums: Self::Sums, values: *const f32, test: &FullTest) -> (u16, u16) {
+        let (mut inside, mut open) = (0, 0);
+        for (h, sums) in sums.into_iter().enumerate() {
+            // SAFETY: the caller has AVX2 and FMA, and 16 readable numbers.
+            unsafe {
+                let sums = _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(test.start)));
+                let value = _mm256_fmadd_ps(_mm256_set1_ps(test.scale), sums, _mm256_loadu_ps(values.add(8 * h)));
+                let is_in = _mm256_cmp_ps::<_CMP_GE_OQ>(value, _mm256_set1_ps(test.inside));
+                let is_open = _mm256_cmp_ps::<_CMP_NLT_UQ>(value, _mm256_set1_ps(test.outside));
+                inside |= (_mm256_movemask_ps(is_in) as u16) << (8 * h);
+                open |= (_mm256_movemask_ps(is_open) as u16) << (8 * h);
+            }
+        }
+        (inside, open)
+    }
+
+    #[inline(always)]
     unsafe fn add_values(sums: Self::Sums, start: i32, scale: f32, values: *mut f32) {
         for (h, sums) in sums.into_iter().enumerate() {
             // SAFETY: the caller has AVX2 and FMA, and 16 writable numbers.
@@ -234,31 +257,50 @@ impl Lanes for Avx2 {
     }
 }
 
-macro_rules! level {
-    ($name:ident, $lanes:ty, $features:literal) => {
-        #[target_feature(enable = $features)]
-        unsafe fn $name<const LEVEL: u8>(
-            prefix: &Prefix<'_>,
-            queries: &[u32],
-            out: &mut [Decision],
-            values: &mut [[f32; TILE]],
-        ) {
-            // SAFETY: the caller keeps the contract and has the features.
-            unsafe { generic::level::<$lanes, LEVEL>(prefix, queries, out, values) }
+macro_rules! levels {
+    ($module:ident, $lanes:ty, $features:literal) => {
+        mod $module {
+            use super::*;
+
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn level<const LEVEL: u8>(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+                // SAFETY: the caller keeps the contract and has the features.
+                unsafe { generic::level::<$lanes, LEVEL>(prefix, queries, out) }
+            }
+
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn second(
+                prefix: &Prefix<'_>,
+                queries: &[u32],
+                masks: &[u64],
+                out: &mut [Decision],
+                values: &mut [[f32; TILE]],
+                parts: &mut Vec<Part>,
+            ) {
+                // SAFETY: the caller keeps the contract and has the features.
+                unsafe { generic::second::<$lanes>(prefix, queries, masks, out, values, parts) }
+            }
+
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn dense(dense: &Dense<'_>, values: &[[f32; TILE]], out: &mut [Decision]) {
+                // SAFETY: the caller keeps the contract and has the features.
+                unsafe { generic::dense::<$lanes>(dense, values, out) }
+            }
         }
     };
 }
 
-level!(level_512, Vnni, "avx512f,avx512bw,avx512vl,avx512vnni,fma");
-level!(level_256, Avx2, "avx2,fma");
+levels!(vnni, Vnni, "avx512f,avx512bw,avx512vl,avx512vnni,fma");
+levels!(avx2, Avx2, "avx2,fma");
 
 macro_rules! kernels {
-    ($name:literal, $level:ident, $full:ident) => {
+    ($name:literal, $levels:ident, $full:ident) => {
         IntKernels {
             name: $name,
-            first: $level::<{ generic::FIRST }>,
-            second: $level::<{ generic::SECOND }>,
-            group: $level::<{ generic::GROUP }>,
+            first: $levels::level::<{ generic::FIRST }>,
+            second: $levels::second,
+            dense: $levels::dense,
+            group: $levels::level::<{ generic::GROUP }>,
             full: $full,
         }
     };
@@ -311,10 +353,10 @@ pub(super) fn available() -> Vec<IntKernels> {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vnni")
     {
-        found.push(kernels!("avx512vnni", level_512, full_512));
+        found.push(kernels!("avx512vnni", vnni, full_512));
     }
     if avx2 {
-        found.push(kernels!("avx2", level_256, full_256));
+        found.push(kernels!("avx2", avx2, full_256));
     }
     found
 }
