@@ -38,6 +38,7 @@ from ..arms import (
     train_line,
 )
 from ..common import Stages, provenance, say, set_threads
+from ..reporting import save_small
 from .data import IMAGE_SIZE, PROMPTS, Clipart, assert_in_no_caption, load, pictures, write_pictures
 from .encoder import embed_texts, train_encoder
 
@@ -309,7 +310,6 @@ def judge(group: Group, result: SampleResult, limits: NDArray[np.float64]) -> di
 
 def save_grid(path: Path, group: Group, result: SampleResult, columns: int = 4) -> None:
     """The first samples of every second prompt, a row each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     images = result.images.reshape(len(group.prompts), -1, *result.images.shape[1:])[::2, :columns]
     titles = [prompt.label for prompt in group.prompts[::2]]
-    grids.save_grid(path, images.flatten(0, 1), images.shape[1], titles, {"study": "clipart"})
+    save_small(grids.make_grid(images.flatten(0, 1), images.shape[1], titles, smallest=64), path)

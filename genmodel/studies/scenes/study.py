@@ -42,6 +42,7 @@ from ..arms import (
     train_line,
 )
 from ..common import Stages, provenance, say, set_threads
+from ..reporting import save_small
 from .captions import CAPTION_WORDINGS, assert_in_no_caption, describe, full_prompts, pair_prompts, split_combinations
 from .encoder import retrieval, train_encoder
 from .read import UNREADABLE, obeys, read
@@ -378,9 +379,7 @@ def judge(group: Group, result: SampleResult, limits: NDArray[np.float64]) -> di
 
 
 def save_grid(path: Path, group: Group, result: SampleResult, prompts: int = 12, columns: int = 4) -> None:
-    """The first samples of the first prompts, a row each, twice as large."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """The first samples of the first prompts, a row each."""
     images = result.images.reshape(len(group.prompts), -1, *result.images.shape[1:])[:prompts, :columns]
-    rows = images.flatten(0, 1)
     titles = [prompt.label for prompt in group.prompts[:prompts]]
-    grids.save_grid(path, rows, images.shape[1], titles, {"group": group.name})
+    save_small(grids.make_grid(images.flatten(0, 1), images.shape[1], titles, smallest=64), path)
