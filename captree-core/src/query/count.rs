@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::walk::{BATCH, Open, Sink, Walk};
+use super::walk::{BATCH, Sink, Walk};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::error::Result;
@@ -39,9 +39,8 @@ impl Tree {
         let all: Vec<usize> = (0..caps.len()).collect();
         let mut counts = Vec::with_capacity(caps.len());
         for batch in all.chunks(BATCH) {
-            let blocks = threads.run(|| {
-                Walk::new(self, caps, batch, Open::Decide, control)?.run(|block| Counts(vec![0; block.len()]))
-            })?;
+            let blocks =
+                threads.run(|| Walk::new(self, caps, batch, control)?.run(|block| Counts(vec![0; block.len()])))?;
             for (size, parts) in blocks {
                 counts.extend((0..size).map(|i| parts.iter().map(|p| p.0[i]).sum::<i64>()));
             }

@@ -366,7 +366,7 @@ impl<'a, E: Element> Part<'a, E> {
         self.asked.clear();
         self.asked.extend(open.iter().flat_map(|i| [2 * self.active[*i], 2 * self.active[*i] + 1]));
         self.answers.resize(self.asked.len(), Decision::default());
-        self.queries.settle(tile, &self.asked, valid, TILE as u32, &mut self.settling, &mut self.answers)?;
+        self.queries.settle(tile, &self.asked, valid, &mut self.settling, &mut self.answers)?;
         for (i, ends) in open.iter().zip(self.answers.chunks_exact(2)) {
             let (place, found) = (self.active[*i] as usize, &mut self.found[*i]);
             let above = ends[1].inside & valid;

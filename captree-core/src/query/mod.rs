@@ -10,7 +10,7 @@ mod walk;
 pub use estimate::Estimate;
 pub use nearest::Nearest;
 pub use search::{RangeResult, SearchOptions};
-pub(crate) use walk::{BATCH, Decider, Open, Sink, Walk, positions_of, relations};
+pub(crate) use walk::{BATCH, Decider, Sink, Walk, positions_of, relations};
 
 use crate::caps::Caps;
 use crate::error::{Error, Result};

@@ -189,7 +189,7 @@ impl<E: Element> Search<'_, E> {
         let start = tile * TILE;
         let valid = bits_of(start, &(0..self.tree.len()));
         decisions.resize(active.len(), Decision::default());
-        sketches.settle(tile, active, valid, TILE as u32, settling, decisions)?;
+        sketches.settle(tile, active, valid, settling, decisions)?;
         for (q, decision) in active.iter().zip(&*decisions) {
             let q = *q as usize;
             let left = (decision.inside | decision.unsure) & !bits_of(start, &homes[q]);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::walk::{BATCH, Open, Sink, Walk, positions_of};
+use super::walk::{BATCH, Sink, Walk, positions_of};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::distance::Kernels;
@@ -108,7 +108,7 @@ impl Tree {
                 found: vec![Vec::new(); block.len()],
                 wide: vec![0.0; self.dim],
             };
-            for (size, mut parts) in threads.run(|| Walk::new(self, caps, batch, Open::Decide, control)?.run(sink))? {
+            for (size, mut parts) in threads.run(|| Walk::new(self, caps, batch, control)?.run(sink))? {
                 for i in 0..size {
                     let mut found: Vec<Found> =
                         parts.iter_mut().flat_map(|p| std::mem::take(&mut p.found[i])).collect();

@@ -39,10 +39,6 @@ const MAX_TASKS: usize = 64;
 /// Caps that go through the levels of a tile together: what they hand on stays in the first-level cache.
 const CHUNK: usize = 16;
 
-/// A walk that keeps open rows settles them at full width where a tile has no more than this many: cheap, and it leaves
-/// few rows of caps that hold few.
-const KEPT_SETTLED: u32 = 4;
-
 /// Receives the rows inside each cap of a block, in tree order per cap.
 pub(crate) trait Sink {
     /// All rows at these tree positions lie inside cap `i` of the block.
@@ -92,33 +88,16 @@ pub(crate) struct Walk<'a> {
     blocks: Vec<Block<'a>>,
     /// Roots of the subtrees that make a task each, in tree order.
     subtrees: Vec<usize>,
-    /// What happens to rows that the prefix leaves open.
-    open: Open,
-}
-
-/// What a walk does with the rows that the sketches leave open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Open {
-    /// Decides them: the sink gets the rows inside.
-    Decide,
-    /// Takes them along: the sink gets every row inside and others that are not excluded.
-    Keep,
 }
 
 impl<'a> Walk<'a> {
     /// For the caps numbered `active`, at most [`BATCH`] of them. Errors: what reading a tree on disk gives.
-    pub fn new(
-        tree: &'a Tree,
-        caps: &'a Caps<'a>,
-        active: &'a [usize],
-        open: Open,
-        control: &'a Control,
-    ) -> Result<Self> {
+    pub fn new(tree: &'a Tree, caps: &'a Caps<'a>, active: &'a [usize], control: &'a Control) -> Result<Self> {
         let blocks = active
             .par_chunks(BLOCK)
             .map(|block| Block { caps: block, queries: Queries::new(&tree.sketch, caps, block) })
             .collect();
-        Ok(Walk { tree, caps, control, centers: tree.centers()?, blocks, subtrees: subtrees(tree), open })
+        Ok(Walk { tree, caps, control, centers: tree.centers()?, blocks, subtrees: subtrees(tree) })
     }
 
     /// Walks every block over every subtree in parallel, each pair with a sink of its own for as many caps as the block
@@ -195,8 +174,6 @@ fn subtrees(tree: &Tree) -> Vec<usize> {
 /// The scan of one subtree for one block, with its buffers.
 struct Scan<'a, E: Element> {
     tree: &'a Tree,
-    /// Whether rows that the prefix leaves open are taken along.
-    kept: bool,
     array: &'a Array<E>,
     queries: &'a Queries<'a>,
     range: Range<usize>,
@@ -215,7 +192,6 @@ impl<'a, E: Element> Scan<'a, E> {
     fn new(walk: &'a Walk<'a>, array: &'a Array<E>, block: &'a Block<'a>, range: Range<usize>) -> Self {
         Scan {
             tree: walk.tree,
-            kept: walk.open == Open::Keep,
             array,
             queries: &block.queries,
             range,
@@ -259,17 +235,7 @@ impl<'a, E: Element> Scan<'a, E> {
         let valid = bits_of(start, &self.range);
         for active in active.chunks(CHUNK) {
             self.decisions.resize(active.len(), Decision::default());
-            let most = if self.kept { KEPT_SETTLED } else { TILE as u32 };
-            self.queries.settle(tile, active, valid, most, &mut self.settling, &mut self.decisions)?;
-            if self.kept {
-                for (i, decision) in active.iter().zip(&self.decisions) {
-                    let mask = decision.inside | decision.unsure;
-                    if mask != 0 {
-                        sink.some(*i as usize, start, mask)?;
-                    }
-                }
-                continue;
-            }
+            self.queries.settle(tile, active, valid, &mut self.settling, &mut self.decisions)?;
             self.left.clear();
             self.left_rows.clear();
             for (n, decision) in self.decisions.iter().enumerate() {

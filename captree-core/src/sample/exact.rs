@@ -1,15 +1,15 @@
 //! Exactly uniform and independent draws.
 //!
 //! A draw tries random rows and keeps the first that lies inside the cap: given that one of the tries succeeds, each row
-//! inside is equally likely to be it. Three ways follow each other, each with its own random numbers:
+//! inside is equally likely to be it. Two ways follow each other, each with its own random numbers:
 //!
-//! 1. tries among all rows: over at once for wide caps;
-//! 2. tries among the rows that the sketches have not excluded, which hold every row inside;
-//! 3. for the needles, a list of all rows inside, and picks by rank.
+//! 1. tries among all rows, while they pay;
+//! 2. for the needles, a list of all rows inside, and picks by rank.
 //!
-//! Each way is left when further tries are not worth it, which is decided by how many tries were made and how many of them
-//! succeeded. These numbers say nothing about *which* rows were found, so every draw is uniform whichever way it was made; and every draw has streams of random numbers of
-//! its own, so draws are independent. (The problem is known as independent range sampling: Hu, Qiao and Tao, 2014.)
+//! Whether tries pay is decided by how many were made and how many of them succeeded. These numbers say nothing about
+//! *which* rows were found, so every draw is uniform whichever way it was made; and every draw has streams of random
+//! numbers of its own, so draws are independent. (The problem is known as independent range sampling: Hu, Qiao and Tao,
+//! 2014.) The sketches decide nothing here but how fast the list comes, so draws are the same on every processor.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -19,36 +19,22 @@ use rayon::prelude::*;
 use super::{SampleOptions, keys};
 use crate::caps::Caps;
 use crate::control::Control;
-use crate::distance::TILE;
 use crate::element::Element;
 use crate::error::Result;
 use crate::memory::filled;
-use crate::query::{BATCH, Decider, Open, Sink, Walk, positions_of};
+use crate::query::{BATCH, Decider, Sink, Walk, positions_of};
 use crate::rng::{Key, Purpose, Stream};
 use crate::store::Array;
 use crate::threads::Threads;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
-/// Rows of the tree that are worth one try among all of them, while none has succeeded. Most caps that use these tries up
+/// Rows of the tree that are worth one try, while none has succeeded. Most caps that use these tries up
 /// are needles; a try costs about as much as the sketches of a few hundred of a needle's rows.
 const ROWS_PER_TRY: usize = 1024;
 
 /// Scanning costs more for caps that hold more: once tries have succeeded, this many rows are worth one.
 const ROWS_PER_GOOD_TRY: usize = 40;
-
-/// The same for tries among the rows that the sketches keep, of which a needle's are few but many times as likely.
-const KEPT_PER_TRY: usize = 32;
-const KEPT_PER_GOOD_TRY: usize = 16;
-
-/// If the sketches keep at most one in so many of all rows, they are listed by looking at each.
-const KEPT_FEW: usize = 100;
-
-/// Most draws per cap that are tried among the rows that the sketches keep.
-const KEPT_DRAWS: usize = 4;
-
-/// Bytes for what the sketches keep of a batch of caps, about.
-const KEPT_BYTES: usize = 1 << 28;
 
 /// Most candidates that are loaded together.
 const MOST_AT_ONCE: usize = 32;
@@ -58,7 +44,6 @@ const LISTED: usize = 1 << 26;
 
 /// Each way of drawing has its own streams, so that no random number serves twice.
 const ANYWHERE: u64 = 0;
-const KEPT: u64 = 1 << 62;
 const RANKS: u64 = 1 << 63;
 
 impl Tree {
@@ -87,38 +72,13 @@ impl Tree {
                 })
                 .collect::<Result<_>>()
         })?;
-        let is_open = |drawn: &Drawn| drawn.positions.len() < options.k && drawn.may_have_more;
-        let open: Vec<usize> = (0..caps.len()).filter(|c| is_open(&drawn[*c])).collect();
-        control.add((caps.len() - open.len()) as u64);
-        let at_once = (KEPT_BYTES / (self.len() / 4).max(1)).clamp(16, BATCH);
-        // Many draws cost more that way than the list.
-        let kept = if options.k <= KEPT_DRAWS { &open[..] } else { &[] };
-        for batch in kept.chunks(at_once) {
-            let keep = |block: &[usize]| Kept(vec![Vec::new(); block.len()]);
-            let blocks = threads.run(|| Walk::new(self, caps, batch, Open::Keep, control)?.run(keep))?;
-            let each: Vec<(usize, &[Kept])> =
-                blocks.iter().flat_map(|(n, p)| (0..*n).map(move |i| (i, &p[..]))).collect();
-            let more: Vec<Drawn> = threads.run(|| {
-                let jobs = each.par_iter().zip(batch);
-                jobs.map(|((i, parts), cap)| {
-                    control.check()?;
-                    let candidates = Candidates::new(parts.iter().flat_map(|part| &part.0[*i]));
-                    let before = drawn[*cap].clone();
-                    with_elements!(&self.vectors, a => self.kept(a, caps, *cap, &candidates, before, &keys[*cap], &options))
-                })
-                .collect::<Result<_>>()
-            })?;
-            for (cap, more) in batch.iter().zip(more) {
-                control.add(u64::from(!is_open(&more)));
-                drawn[*cap] = more;
-            }
-        }
-        let needles: Vec<usize> = open.iter().copied().filter(|c| is_open(&drawn[*c])).collect();
+        let needles: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].positions.len() < options.k).collect();
+        control.add((caps.len() - needles.len()) as u64);
         let expected: Vec<usize> = needles.iter().map(|c| drawn[*c].expected).collect();
         for range in batches(&expected) {
             let batch = &needles[range];
             let lists = |block: &[usize]| Lists(vec![Vec::new(); block.len()]);
-            let blocks = threads.run(|| Walk::new(self, caps, batch, Open::Decide, control)?.run(lists))?;
+            let blocks = threads.run(|| Walk::new(self, caps, batch, control)?.run(lists))?;
             let mut batch = batch.iter();
             for (size, parts) in blocks {
                 for (i, cap) in batch.by_ref().take(size).enumerate() {
@@ -161,82 +121,6 @@ impl Tree {
         drawn.expected = (drawn.positions.len() + 1) * n / tried;
         Ok(drawn)
     }
-
-    /// Draws from the rows that the sketches have not excluded, or from the rows inside where these are few.
-    #[allow(clippy::too_many_arguments)]
-    fn kept<E: Element>(
-        &self,
-        array: &Array<E>,
-        caps: &Caps<'_>,
-        cap: usize,
-        candidates: &Candidates,
-        mut drawn: Drawn,
-        key: &Key,
-        options: &SampleOptions,
-    ) -> Result<Drawn> {
-        let (rows, before) = (candidates.len(), drawn.positions.len());
-        drawn.may_have_more = rows > 0;
-        if rows == 0 {
-            return Ok(drawn);
-        }
-        let active = [cap];
-        let mut decider = Decider::new(caps, &active);
-        let goes_on = |tried: usize, found: usize| {
-            let missing = options.k - before - found;
-            tried < 16 + rows / KEPT_PER_TRY || found * rows / KEPT_PER_GOOD_TRY > missing * tried
-        };
-        let pick = |stream: &mut Stream| candidates.at(stream.below(rows as u64));
-        let tried = drawn.reject(options, key, KEPT, goes_on, pick, |candidates| {
-            let all = u64::MAX >> (64 - candidates.len());
-            decider.decide_some(0, all, |bit| row(array, candidates[bit], self.dim()))
-        })?;
-        let found = drawn.positions.len() - before;
-        drawn.expected = (found + 1) * rows / tried;
-        if drawn.positions.len() < options.k && rows <= self.len() / KEPT_FEW {
-            let mut inside = Vec::new();
-            for (start, mask) in &candidates.masks {
-                let start = *start as usize;
-                let yes = decider.decide_some(0, *mask, |bit| row(array, start + bit, self.dim()))?;
-                inside.extend(positions_of(start, yes).map(|p| p as u32));
-            }
-            by_rank(&mut drawn.positions, &inside, key, options);
-            drawn.may_have_more = false;
-        }
-        Ok(drawn)
-    }
-}
-
-/// Tree positions that may be inside a cap: masks of 64, and how many stand before each.
-struct Candidates {
-    masks: Vec<(u32, u64)>,
-    before: Vec<u32>,
-    count: usize,
-}
-
-impl Candidates {
-    fn new<'a>(masks: impl Iterator<Item = &'a (u32, u64)>) -> Self {
-        let masks: Vec<(u32, u64)> = masks.copied().collect();
-        let mut count = 0;
-        let before = masks.iter().map(|(_, mask)| {
-            let own = count;
-            count += mask.count_ones();
-            own
-        });
-        let before = before.collect();
-        Candidates { masks, before, count: count as usize }
-    }
-
-    fn len(&self) -> usize {
-        self.count
-    }
-
-    /// The position of a rank.
-    fn at(&self, rank: u64) -> usize {
-        let tile = self.before.partition_point(|before| u64::from(*before) <= rank) - 1;
-        let (start, mask) = self.masks[tile];
-        let within = rank as usize - self.before[tile] as usize;
-        positions_of(start as usize, mask).nth(within).expect("a rank below the count")
-    }
 }
 
 /// What a cap has drawn so far.
@@ -244,8 +128,6 @@ impl Candidates {
 struct Drawn {
     /// Tree positions.
     positions: Vec<usize>,
-    /// Whether rows may be left that were not drawn.
-    may_have_more: bool,
     /// A guess at how many rows lie inside.
     expected: usize,
 }
@@ -262,7 +144,6 @@ impl Drawn {
         pick: impl Fn(&mut Stream) -> usize,
         mut inside: impl FnMut(&[usize]) -> Result<u64>,
     ) -> Result<usize> {
-        self.may_have_more = true;
         let mut taken: HashSet<usize> =
             if options.replace { HashSet::new() } else { self.positions.iter().copied().collect() };
         let (before, mut tried) = (self.positions.len(), 0);
@@ -319,28 +200,6 @@ fn by_rank(drawn: &mut Vec<usize>, inside: &[u32], key: &Key, options: &SampleOp
     for draw in drawn.len()..options.k.min(inside.len()) {
         let rank = key.stream(RANKS + draw as u64).below(left.len() as u64);
         drawn.push(left.swap_remove(rank as usize));
-    }
-}
-
-/// Positions that may be inside each cap of a block, as masks of 64.
-struct Kept(Vec<Vec<(u32, u64)>>);
-
-impl Sink for Kept {
-    fn all(&mut self, i: usize, positions: Range<usize>) -> Result<()> {
-        for start in positions.clone().step_by(TILE) {
-            let rows = TILE.min(positions.end - start);
-            self.0[i].push((start as u32, u64::MAX >> (TILE - rows)));
-        }
-        Ok(())
-    }
-
-    fn some(&mut self, i: usize, start: usize, mask: u64) -> Result<()> {
-        self.0[i].push((start as u32, mask));
-        Ok(())
-    }
-
-    fn is_done(&self, _i: usize) -> bool {
-        false
     }
 }
 

@@ -157,14 +157,13 @@ impl<'a> Queries<'a> {
         Ok(out)
     }
 
-    /// Takes a tile's rows through the levels for some queries: `out[n]` decides for query `active[n]` the rows that are
-    /// bits of `valid`. The last level is left out for a query for which more than `most` rows would go there.
+    /// Takes a tile's rows through all levels for some queries: `out[n]` decides for query `active[n]` the rows that are
+    /// bits of `valid`.
     pub fn settle(
         &self,
         tile: usize,
         active: &[u32],
         valid: u64,
-        most: u32,
         with: &mut Settling,
         out: &mut [Decision],
     ) -> Result<()> {
@@ -190,7 +189,7 @@ impl<'a> Queries<'a> {
             let own = &mut out[*n];
             own.inside |= own.unsure & decision.inside;
             own.unsure &= decision.unsure;
-            *mask = if own.unsure.count_ones() <= most { own.unsure } else { 0 };
+            *mask = own.unsure;
             wanted |= *mask;
         }
         if wanted == 0 {

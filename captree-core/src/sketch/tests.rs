@@ -164,8 +164,7 @@ fn attack(
                 let whole: Vec<Option<bool>> = out.iter().map(|d| bit(d, tile % TILE)).collect();
                 let levels = queries.prefix_levels(tile, &numbers).unwrap();
                 let valid = u64::MAX >> (64 - TILE.min(n - tile * TILE));
-                let most = [64, 4][tile % 2];
-                queries.settle(tile, &numbers, valid, most, &mut settling, &mut out).unwrap();
+                queries.settle(tile, &numbers, valid, &mut settling, &mut out).unwrap();
                 for r in tile * TILE..n.min((tile + 1) * TILE) {
                     for q in 0..8 {
                         check(whole[q], exact[q][r], aims[q])?;
@@ -274,7 +273,7 @@ fn sketches_decide_most_rows() {
     for tile in 0..n / TILE {
         unsure[0] += queries.prefix_levels(tile, &[0]).unwrap()[1][0].unsure.count_ones();
         let mut out = [Decision::default()];
-        queries.settle(tile, &[0], u64::MAX, 64, &mut settling, &mut out).unwrap();
+        queries.settle(tile, &[0], u64::MAX, &mut settling, &mut out).unwrap();
         unsure[1] += out[0].unsure.count_ones();
     }
     assert!(unsure[0] < n as u32 / 10 && unsure[1] < n as u32 / 50, "{unsure:?} of {n}");
