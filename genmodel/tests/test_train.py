@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,44 +132,34 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import json, sys
+import json, sys, time
+import genmodel.trainer
 from genmodel.train import TrainConfig, train
-config = json.loads(sys.argv[1])
-if len(sys.argv) > 2:
-    import genmodel.trainer, os, time
-    real = genmodel.trainer.Trainer.update
-    def slow(self, step):
-        real(self, step)
-        print("step", step, flush=True)
-        time.sleep(0.2)
-    genmodel.trainer.Trainer.update = slow
-report = train(TrainConfig(**config))
-print(json.dumps({"step": report.step, "stopped": report.stopped}), flush=True)
+real = genmodel.trainer.Trainer.update
+def slow(self, step):
+    real(self, step)
+    readers = [name for name in sys.modules if name.startswith(("genmodel.encoders", "genmodel.prompts", "open_clip"))]
+    print("step", step, "readers of text:", readers, flush=True)
+    time.sleep(0.2)
+genmodel.trainer.Trainer.update = slow
+train(TrainConfig(**json.loads(sys.argv[1])))
 """
 
 
-def _start(config: Any, *more: str) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", SCRIPT, json.dumps(vars(config)), *more]
-    paths = os.pathsep.join(p for p in sys.path if p)
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths})
-
-
-def _until(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdout is not None
-    for got in process.stdout:
-        if got.strip() == line:
-            return
-    raise AssertionError(f"the run ended without {line!r}")
-
-
-def test_killed_run_goes_on_bitwise(tmp_path: Path) -> None:
+def test_killed_run_goes_on_bitwise_and_loads_no_reader_of_text(tmp_path: Path) -> None:
     tiny_shards(tmp_path / "data")
     whole = train(train_config(tmp_path / "data", tmp_path / "whole", **EXACT))
     config = train_config(tmp_path / "data", tmp_path / "killed", **EXACT)
-    process = _start(config, "slow")
-    _until(process, "step 7")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    arguments = [sys.executable, "-c", SCRIPT, json.dumps(vars(config))]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    line = next(line for line in process.stdout if line.startswith("step 7 "))
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    # Nothing that could turn text into numbers was even loaded.
+    assert line.strip() == "step 7 readers of text: []"
     assert [p.name for p in (tmp_path / "killed").glob("step-*")] == ["step-00000005"]
     report = train(config)
     assert report.step == 12
@@ -178,18 +169,38 @@ def test_killed_run_goes_on_bitwise(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_save(tmp_path: Path, number: signal.Signals) -> None:
+def test_signals_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    from genmodel.trainer import Trainer
+
     tiny_shards(tmp_path / "data")
-    config = train_config(tmp_path / "data", tmp_path / "out", steps=1000)
-    process = _start(config, "slow")
-    _until(process, "step 1")
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
-    ended = json.loads(out.splitlines()[-1])
-    assert ended["stopped"] == "interrupted"
-    assert process.returncode == 0
-    assert load_checkpoint(tmp_path / "out").extra["step"] == ended["step"] < 100
+    real = Trainer.update
+
+    def interrupted(self: Trainer, step: int) -> None:
+        if step == 3:
+            os.kill(os.getpid(), number)
+        real(self, step)
+
+    monkeypatch.setattr(Trainer, "update", interrupted)
+    report = train(train_config(tmp_path / "data", tmp_path / "out", steps=1000))
+    assert (report.step, report.stopped) == (4, "interrupted")
+    assert load_checkpoint(tmp_path / "out").extra["step"] == 4
     assert read_log(tmp_path / "out", "end")[0]["stopped"] == "interrupted"
+
+
+def test_the_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from genmodel.trainer import Trainer
+
+    tiny_shards(tmp_path / "data")
+    handler = signal.getsignal(signal.SIGINT)
+
+    def twice(self: Trainer, step: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "update", twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(train_config(tmp_path / "data", tmp_path / "out"))
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_time_limit_ends_with_a_checkpoint(tmp_path: Path) -> None:
@@ -358,22 +369,6 @@ def test_clip_gen_trains_without_text(tmp_path: Path, monkeypatch: pytest.Monkey
         train_config(tmp_path / "data", tmp_path / "x", clip_gen_weight=0.5)
 
 
-def test_training_imports_no_text_and_asks_for_none(tmp_path: Path) -> None:
-    """A run in a fresh process loads neither an encoder nor prompts, so nothing in it could make text into numbers."""
-    tiny_shards(tmp_path / "data")
-    config = train_config(tmp_path / "data", tmp_path / "out", steps=2)
-    check = (
-        SCRIPT
-        + "\nprint([m for m in sys.modules if m.startswith(('genmodel.encoders', 'genmodel.prompts', 'open_clip'))])"
-    )
-    paths = os.pathsep.join(p for p in sys.path if p)
-    ran = subprocess.run(
-        [sys.executable, "-c", check, json.dumps(vars(config))],
-        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
-    assert ran.stdout.splitlines()[-1] == "[]"
-
-
 def test_sample_grids(tmp_path: Path) -> None:
     tiny_shards(tmp_path / "data")
     spec = _tokenizer(tmp_path / "tokenizer")
@@ -401,14 +396,28 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     assert isinstance(errors.DivergedError(""), FloatingPointError)
 
 
-def test_compiled_training_is_close(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_compiled_training_is_the_same(tmp_path: Path) -> None:
     tiny_shards(tmp_path / "data")
-    settings = {"token_dropout": 0.0, "muon_lr": 0.0, "steps": 2}
+    settings = {"token_dropout": 0.0, "muon_lr": 0.0, "steps": 2, "heldout": 0}
     made = [
         final_weights(train(train_config(tmp_path / "data", tmp_path / word, compile=word, **settings)).checkpoint)
         for word in ("no", "yes")
     ]
-    assert all(torch.allclose(made[0][name], made[1][name], atol=5e-3) for name in made[0])
+    assert all(torch.allclose(made[0][name], made[1][name], atol=1e-3) for name in made[0])
+
+
+def test_a_machine_that_cannot_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(module: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            raise RuntimeError("no compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    tiny_shards(tmp_path / "data")
+    with pytest.warns(UserWarning, match="does not run here"):
+        assert train(train_config(tmp_path / "data", tmp_path / "out", compile="yes", steps=2)).step == 2
 
 
 @pytest.mark.parametrize(
