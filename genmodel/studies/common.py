@@ -27,12 +27,14 @@ class Stages:
     """Runs named stages once: each leaves `OUT/stages/NAME.json`, and a stage whose file is there is not run again.
 
     The file holds what the stage returned, its CPU time (this process and its threads) and its wall time in seconds.
+    `ran` names the stages that were run by this object.
     """
 
     def __init__(self, out: Path, say: Callable[[str], None]) -> None:
         self.folder = out / "stages"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.say = say
+        self.ran: list[str] = []
 
     def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of stage `name`: read from its file, or made by `work` and written."""
@@ -50,6 +52,7 @@ class Stages:
             "wall_seconds": round(time.perf_counter() - wall, 1),
         }
         write_json(path, record)
+        self.ran.append(name)
         self.say(f"{name}: {record['cpu_seconds']} CPU-s, {record['wall_seconds']} s")
         return result
 
@@ -87,7 +90,7 @@ def provenance(seeds: Sequence[int], threads: int) -> dict[str, Any]:
     return {
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", _module(), *map(_portable, sys.argv[1:])]),
         "seeds": list(seeds),
         "threads": threads,
         "python": platform.python_version(),
@@ -197,6 +200,11 @@ def train_open_clip(
     return {"steps": steps, "batch_size": batch_size, "loss": round(average, 4), "seed": seed}
 
 
+def _portable(argument: str) -> str:
+    """An absolute path without the folders, which mean nothing elsewhere."""
+    return Path(argument).name if argument.startswith("/") else argument
+
+
 def _git(*arguments: str) -> str:
     try:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
@@ -231,5 +239,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, Path):
-        return str(value)
+        return _portable(str(value))
     raise TypeError(f"cannot write {type(value).__name__} as JSON")

@@ -132,9 +132,10 @@ def run(config: ClipartConfig) -> dict[str, Any]:
     for name, work in todo:
         results[name] = study.stages.run(name, work)
         if name == config.only_until:
-            break
-        if name.startswith("arm-"):
+            return results
+        if name.startswith("arm-") and name in study.stages.ran:
             write_reports(study)
+    write_reports(study)
     return results
 
 

@@ -170,8 +170,9 @@ def run(config: ScenesConfig) -> dict[str, Any]:
         results[name] = study.stages.run(name, work)
         if name == config.only_until:
             return results
-        if name.startswith("arm-"):
+        if name.startswith("arm-") and name in study.stages.ran:
             _report(study)
+    _report(study)
     return results
 
 
