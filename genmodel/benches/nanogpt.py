@@ -145,7 +145,9 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--activation", default="swiglu")
+    parser.add_argument(
+        "--activation", default="gelu", help="of ours; gelu is nanoGPT's, and that of the size 'source'"
+    )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--variants", nargs="*", default=["model", "step", "as run", "shape"])
     given = parser.parse_args()
@@ -153,14 +155,21 @@ def main() -> None:
     plain_count = sum(p.numel() for p in plain_model(preset).parameters())
     equal = ours_config(preset, hidden_for(preset, plain_count, given.activation), given.activation)
     same = ours_config(preset, None, given.activation)
-    results: dict[str, Any] = {"preset": preset, "dtype": "float32", "nanogpt_parameters": plain_count}
+    results: dict[str, Any] = {
+        "preset": preset,
+        "dtype": "float32",
+        "nanogpt_parameters": plain_count,
+        "activation": given.activation,
+    }
     for variant in given.variants:
         config = same if variant == "shape" else equal
         ours = (config, preset["batch"], variant in ("step", "as run"), given.compile)
         made = compare(ours, (preset, given.compile), variant != "as run", given.rounds, given.threads)
         results[variant] = {"our_parameters": count(config), "hidden": config.hidden, **made}
         print(variant, results[variant], flush=True)
-    write_record(f"nanogpt-{given.preset}{'-compiled' if given.compile else ''}", results)
+    write_record(
+        "-".join(["nanogpt", given.preset, given.activation, *(["compiled"] if given.compile else [])]), results
+    )
 
 
 if __name__ == "__main__":
