@@ -25,7 +25,7 @@ use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
 /// Caps that are walked together: their codes stay in the second-level cache beside a tile of rows.
-const BLOCK: usize = 512;
+const BLOCK: usize = 256;
 
 /// Caps that are encoded at a time: bounds the memory for their codes.
 pub(crate) const BATCH: usize = 8 * BLOCK;
@@ -37,7 +37,7 @@ const TASK_ROWS: usize = 16 * 1024;
 const MAX_TASKS: usize = 64;
 
 /// Caps that go through the levels of a tile together: what they hand on stays in the first-level cache.
-const CHUNK: usize = 16;
+const CHUNK: usize = 64;
 
 /// Receives the rows inside each cap of a block, in tree order per cap.
 pub(crate) trait Sink {
@@ -233,6 +233,7 @@ impl<'a, E: Element> Scan<'a, E> {
     fn tile(&mut self, tile: usize, active: &[u32], sink: &mut impl Sink) -> Result<()> {
         let start = tile * TILE;
         let valid = bits_of(start, &self.range);
+        let mut fetched = 0u64;
         for active in active.chunks(CHUNK) {
             self.decisions.resize(active.len(), Decision::default());
             self.queries.settle(tile, active, valid, &mut self.settling, &mut self.decisions)?;
@@ -241,7 +242,10 @@ impl<'a, E: Element> Scan<'a, E> {
             for (n, decision) in self.decisions.iter().enumerate() {
                 for r in positions_of(0, decision.unsure) {
                     let row = row(self.array, start + r, self.tree.dim)?;
-                    IntKernels::get().prefetch(bytemuck::cast_slice(row));
+                    if fetched >> r & 1 == 0 {
+                        fetched |= 1 << r;
+                        IntKernels::get().prefetch(bytemuck::cast_slice(row));
+                    }
                     self.left.push((n, r));
                     self.left_rows.push(row);
                 }

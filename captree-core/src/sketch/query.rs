@@ -21,7 +21,7 @@ const LONGEST: f64 = 2.2;
 const MAX_SHIFT: u32 = 8;
 
 /// Open rows of a tile from which all its rows together cost less than one by one.
-const DENSE_ROWS: u32 = 10;
+const DENSE_ROWS: u32 = 8;
 
 /// Queries with that many from which interleaving the tile's codes pays.
 const DENSE_QUERIES: usize = 4;
