@@ -135,6 +135,8 @@ def compare(
     results: dict[str, Any] = {}
     for i, clock in enumerate(("wall", "cpu")):
         results[f"ratio_{clock}"] = quartiles([theirs[i] / mine[i] for mine, theirs in zip(*times, strict=True)])
+        # The fastest step of each is the one that other work on the machine disturbed least.
+        results[f"ratio_best_{clock}"] = round(min(t[i] for t in times[1]) / min(t[i] for t in times[0]), 4)
     for side, taken in zip(("ours", "nanogpt"), times, strict=True):
         results[f"{side}_cpu_seconds"] = round(statistics.median(cpu for _, cpu in taken), 4)
     return results
