@@ -39,6 +39,20 @@ def test_a_batch_may_be_split(order: str) -> None:
     assert not torch.equal(generate(model, caps(7), seed=6), generate(model, caps(7), seed=5))
 
 
+@pytest.mark.parametrize("order", ["raster", "random"])
+def test_bfloat16(order: str) -> None:
+    expected = tiny_model()(some_tokens(64), caps(64)).argmax(-1)
+    model = tiny_model(random_order=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = generate(model, caps(64), guidance=2.0, order=order)
+    assert drawn.shape == (64, LENGTH)
+    rounded = model.to(torch.bfloat16)
+    assert generate(rounded, caps(64), guidance=2.0, order=order).shape == (64, LENGTH)
+    logits = rounded(some_tokens(64), caps(64))
+    assert logits.dtype == torch.bfloat16
+    assert (logits.argmax(-1) == expected).float().mean() > 0.9
+
+
 def test_guidance_identities() -> None:
     model, null = tiny_model(), Condition.null(5, DIM)
     unconditional = generate(model, null, seed=1)

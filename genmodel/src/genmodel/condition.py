@@ -194,5 +194,6 @@ class ConditionEmbedder(nn.Module):
         angles = torch.stack([torch.arccos((1 - end).clamp(-1, 1)) / math.pi for end in ends], dim=1)
         waves = angles[:, :, None] * self.frequencies
         features = torch.cat([angles[:, :, None], waves.sin(), waves.cos()], dim=-1).flatten(1)
-        embedded: Tensor = self.center(center * math.sqrt(self.dim)) + self.radius(features)
+        dtype = self.center.weight.dtype
+        embedded: Tensor = self.center((center * math.sqrt(self.dim)).to(dtype)) + self.radius(features.to(dtype))
         return embedded
