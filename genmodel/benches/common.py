@@ -51,12 +51,16 @@ def commit() -> str:
     return git("rev-parse", "HEAD")[:10] + ("-dirty" if dirty else "")
 
 
+COMMIT = commit()
+"""At the start: a measurement takes minutes, and sources may move on meanwhile."""
+
+
 def write_record(name: str, results: Any) -> Path:
     """Writes ``record/DATE-NAME.json`` and prints the results."""
     RECORD.mkdir(exist_ok=True)
     record = {
         "bench": name, "command": " ".join(["python", *map(str, [Path(sys.argv[0]).name, *sys.argv[1:]])]),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit(), "machine": machine(),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": COMMIT, "machine": machine(),
         "results": results,
     }  # fmt: skip
     path = RECORD / f"{time.strftime('%Y-%m-%d', time.gmtime())}-{name}.json"
