@@ -163,15 +163,14 @@ def main() -> None:
         "nanogpt_parameters": plain_count,
         "activation": given.activation,
     }
+    name = "-".join(["nanogpt", given.preset, given.activation, *(["compiled"] if given.compile else [])])
     for variant in given.variants:
         config = same if variant == "shape" else equal
         ours = (config, preset["batch"], variant in ("step", "as run"), given.compile)
         made = compare(ours, (preset, given.compile), variant != "as run", given.rounds, given.threads)
         results[variant] = {"our_parameters": count(config), "hidden": config.hidden, **made}
-        print(variant, results[variant], flush=True)
-    write_record(
-        "-".join(["nanogpt", given.preset, given.activation, *(["compiled"] if given.compile else [])]), results
-    )
+        # After each variant: what was measured is not lost when a long run is ended.
+        write_record(name, results)
 
 
 if __name__ == "__main__":
