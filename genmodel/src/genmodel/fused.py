@@ -70,8 +70,8 @@ class NormedTurned(Function):
         for i, g, y, scale, along, gain in ((0, gq, q, scale_q, along_q, gains), (1, gk, k, scale_k, along_k, None)):
             inner = along * scale / size
             inner = inner if gain is None else inner / gain
-            across = (g * (scale if gain is None else scale * gain)).addcmul_(y, inner, value=-1)
-            torch.mul(_complex(across), back, out=_complex(out[:, :, i]))
+            across = torch.mul(g, scale if gain is None else scale * gain, out=out[:, :, i])
+            _complex(across.addcmul_(y, inner, value=-1)).mul_(back)
         out[:, :, 2].copy_(gv)
         return out, (along_q.sum(dim=(0, 1)) / gains).squeeze(-1), None, None
 
