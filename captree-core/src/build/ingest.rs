@@ -106,7 +106,7 @@ pub struct Rows {
 /// and the rows a second time, in tree order, unless the tree is written to disk.
 fn build_bytes(rows: usize, dim: usize, storage: Storage, on_disk: bool) -> u64 {
     let stored = dim * storage.bytes() * if on_disk { 1 } else { 2 };
-    (rows * (stored + sketch_bytes(dim, widths(dim).1) + 28)) as u64
+    (rows * (stored + sketch_bytes(widths(dim)) + 28)) as u64
 }
 
 impl Ingest {

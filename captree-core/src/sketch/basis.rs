@@ -3,35 +3,36 @@
 use rayon::prelude::*;
 
 use crate::control::Control;
-use crate::distance::{Kernels, NORM_PRODUCT_MAX, f32_error};
+use crate::distance::{Kernels, f32_error};
 use crate::element::Element;
 use crate::error::Result;
 use crate::rng::{Key, Purpose};
 use crate::vectors::norm;
 
+use super::levels::Widths;
+
 /// Rows that mean and basis are trained on.
 const SAMPLE: usize = 8192;
 
 /// Passes of the subspace iteration. The basis only has to be good: no bound relies on it.
-const PASSES: usize = 8;
+const PASSES: usize = 6;
 
 /// A mean shorter than this is not worth a term of its own.
 const SHORTEST_MEAN: f64 = 0.05;
 
-/// Mean and prefix basis, with what their bounds need.
+/// Dims of a vector that are summed in float32: the sums of such pieces are added in float64.
+const PIECE: usize = 256;
+
+/// Mean and basis, with what their bounds need.
 pub(crate) struct Basis {
     pub dim: usize,
-    pub width: usize,
-    /// Columns that the first level reads; at most `width`, and a multiple of four unless it is `width`.
-    pub first: usize,
+    pub widths: Widths,
     /// `dim` coordinates; zero if the rows have no common direction.
     pub mean: Vec<f32>,
     /// |mean|^2.
     pub mean_square: f64,
-    /// `width` columns of `dim` coordinates each.
+    /// `widths.all` columns of `dim` coordinates each.
     pub columns: Vec<f32>,
-    /// The same, coordinate by coordinate: `dim` runs of `width`.
-    by_coordinate: Vec<f32>,
     /// `<column, mean>` of each column.
     pub offsets: Vec<f64>,
     /// At least the norm of `W^T x - (its float32 value)` for a row or center `x`.
@@ -45,7 +46,7 @@ impl Basis {
     pub fn train<'a, E: Element>(
         at: &impl Fn(usize) -> Result<&'a [E]>,
         (n, dim): (usize, usize),
-        (first, width): (usize, usize),
+        widths: Widths,
         seed: u64,
         control: &Control,
     ) -> Result<Self> {
@@ -69,34 +70,29 @@ impl Basis {
             let along = if keep { dot(x, &mean) / mean_square } else { 0.0 };
             x.iter_mut().zip(&mean).for_each(|(x, m)| *x = (f64::from(*x) - along * f64::from(*m)) as f32);
         }
-        let columns = subspace(&sample, dim, (first, width), &mut stream_of(seed), control)?;
+        let columns = subspace(&sample, dim, widths, &mut stream_of(seed), control)?;
         let skew = skew(&columns, dim);
-        Ok(Basis::new(dim, (first, width), mean, columns, skew, 0.0))
+        Ok(Basis::new(dim, widths, mean, columns, skew, 0.0))
     }
 
     /// From what a tree stores. `skew` is at least the norm of `W^T W - 1`; `projection_error` that of the writer of the
     /// tree, whose kernels may have been less accurate than today's.
     pub fn new(
         dim: usize,
-        (first, width): (usize, usize),
+        widths: Widths,
         mean: Vec<f32>,
         columns: Vec<f32>,
         skew: f64,
         projection_error: f64,
     ) -> Self {
-        let mut by_coordinate = vec![0.0; columns.len()];
-        for (c, column) in columns.chunks_exact(dim).enumerate() {
-            column.iter().enumerate().for_each(|(k, x)| by_coordinate[k * width + c] = *x);
-        }
+        // Each coordinate is rounded to float32 once more, from at most 2.2.
+        let error = (widths.all as f64).sqrt() * (f32_error(dim.min(PIECE)) + 2e-7);
         Basis {
             dim,
-            width,
-            first,
-            by_coordinate,
+            widths,
             mean_square: norm(&mean).powi(2),
-            offsets: columns.chunks_exact(dim).map(|c| dot(c, &mean)).collect(),
-            // Each coordinate is rounded to float32 once more, from at most 2.2.
-            projection_error: projection_error.max((width as f64).sqrt() * (f32_error(dim) + 2e-7)),
+            offsets: columns.par_chunks_exact(dim).map(|c| dot(c, &mean)).collect(),
+            projection_error: projection_error.max(error),
             skew,
             mean,
             columns,
@@ -134,34 +130,24 @@ impl Basis {
         a * (error + skew * z) + z * (error + skew * a) + skew * a * z
     }
 
-    /// Writes the projections `W^T (x - shift mu)` of vectors, `width` numbers each.
+    /// Writes the projections `W^T (x - along mu)` of vectors, one number per column each.
     pub fn project<E: Element>(&self, vectors: &[&[E]], along: impl Fn(usize) -> f64, out: &mut [f32]) {
-        let columns: Vec<&[f32]> = self.columns.chunks_exact(self.dim).collect();
-        let mut dots = vec![0.0f32; vectors.len() * self.width];
-        Kernels::get().dots(vectors, &columns, &mut dots);
-        for (v, out) in out.chunks_exact_mut(self.width).enumerate() {
+        let (all, count) = (self.widths.all, vectors.len());
+        let mut sums = vec![0.0f64; count * all];
+        let mut dots = vec![0.0f32; count * all];
+        for from in (0..self.dim).step_by(PIECE) {
+            let piece = from..(from + PIECE).min(self.dim);
+            let columns: Vec<&[f32]> = self.columns.chunks_exact(self.dim).map(|c| &c[piece.clone()]).collect();
+            let pieces: Vec<&[E]> = vectors.iter().map(|x| &x[piece.clone()]).collect();
+            Kernels::get().dots(&pieces, &columns, &mut dots);
+            sums.iter_mut().zip(&dots).for_each(|(s, x)| *s += f64::from(*x));
+        }
+        for (v, out) in out.chunks_exact_mut(all).enumerate() {
             let along = along(v);
             for (c, out) in out.iter_mut().enumerate() {
-                *out = (f64::from(dots[c * vectors.len() + v]) - along * self.offsets[c]) as f32;
+                *out = (sums[c * count + v] - along * self.offsets[c]) as f32;
             }
         }
-    }
-}
-
-impl Basis {
-    /// Writes `W z` for projections of `width` numbers each: `out[k * count + v]` is coordinate `k` of vector `v`.
-    pub fn lift(&self, projections: &[f32], out: &mut [f32]) {
-        let rows: Vec<&[f32]> = projections.chunks_exact(self.width).collect();
-        let lines: Vec<&[f32]> = self.by_coordinate.chunks_exact(self.width).collect();
-        Kernels::get().dots(&rows, &lines, out);
-    }
-
-    /// At least the norm of what [`Basis::lift`] loses by rounding, for a projection of length `z`.
-    ///
-    /// Each coordinate is a float32 dot product, off by `f32_error / NORM_PRODUCT_MAX` times the norms of `z` and of a line
-    /// of `W`; the squares of these norms add up to |W|^2 in the Frobenius norm, which is at most `width (1 + skew)`.
-    pub fn lift_error(&self, z: f64) -> f64 {
-        f32_error(self.width) / NORM_PRODUCT_MAX * z * (self.width as f64 * (1.0 + self.skew)).sqrt() + 1e-9
     }
 }
 
@@ -169,13 +155,24 @@ fn stream_of(seed: u64) -> crate::rng::Stream {
     Key::new(Purpose::Sketch, seed, &[]).stream(1)
 }
 
+/// Float64 dot product, in lanes that a compiler can keep in registers.
+fn wide_dot(a: &[f64], b: &[f64]) -> f64 {
+    let (mut sums, rest) = ([0.0; 8], a.len() - a.len() % 8);
+    for (a, b) in a.chunks_exact(8).zip(b.chunks_exact(8)) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += a * b);
+    }
+    let tail: f64 = a[rest..].iter().zip(&b[rest..]).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f64>() + tail
+}
+
 /// Float64 dot product of float32 vectors.
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
-    let mut sums = [0.0f64; 8];
-    for (i, (x, y)) in a.iter().zip(b).enumerate() {
-        sums[i % 8] += f64::from(*x) * f64::from(*y);
+    let (mut sums, rest) = ([0.0f64; 8], a.len() - a.len() % 8);
+    for (a, b) in a.chunks_exact(8).zip(b.chunks_exact(8)) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += f64::from(*a) * f64::from(*b));
     }
-    sums.iter().sum()
+    let tail: f64 = a[rest..].iter().zip(&b[rest..]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    sums.iter().sum::<f64>() + tail
 }
 
 /// At least the norm of `W^T W - 1`.
@@ -185,25 +182,26 @@ fn skew(columns: &[f32], dim: usize) -> f64 {
         .par_iter()
         .enumerate()
         .map(|(i, a)| {
-            let off = |(j, b): (usize, &&[f32])| (dot(a, b) - f64::from(u8::from(i == j))).powi(2);
-            each.iter().enumerate().map(off).sum::<f64>()
+            let off: f64 = each[..i].iter().map(|b| dot(a, b).powi(2)).sum();
+            2.0 * off + (dot(a, a) - 1.0).powi(2)
         })
         .collect();
     // The Frobenius norm bounds the spectral one; the float64 sums are off by far less than 1e-9.
     rows.iter().sum::<f64>().sqrt() + 1e-9
 }
 
-/// Orthonormal columns that span nearly the top of the sample's spectrum (subspace iteration: Halko, Martinsson and
-/// Tropp, *Finding structure with randomness*, 2011), turned at random inside that span: codes of equal step are
-/// tightest where no coordinate dominates. The first `first` columns are turned among themselves, and so are the others.
+/// Orthonormal columns. The first ones, up to the third level's, span nearly the top of the sample's spectrum (subspace
+/// iteration: Halko, Martinsson and Tropp, *Finding structure with randomness*, 2011), in energy order from level to level,
+/// those of a level turned at random among themselves: codes of equal step are tightest where no coordinate dominates. The
+/// others complete them in any way.
 fn subspace(
     sample: &[f32],
     dim: usize,
-    (first, width): (usize, usize),
+    widths: Widths,
     stream: &mut crate::rng::Stream,
     control: &Control,
 ) -> Result<Vec<f32>> {
-    let count = sample.len() / dim;
+    let (count, width) = (sample.len() / dim, widths.third);
     let mut turned = vec![0.0f32; sample.len()];
     for (r, x) in sample.chunks_exact(dim).enumerate() {
         x.iter().enumerate().for_each(|(c, v)| turned[c * count + r] = *v);
@@ -218,7 +216,7 @@ fn subspace(
         orthonormalize(&mut columns, dim, stream);
     }
     let mut out = vec![0.0f64; width * dim];
-    for part in [0..first, first..width] {
+    for part in [0..widths.first, widths.first..widths.second, widths.second..width] {
         let mut turn: Vec<f64> = (0..part.len() * part.len()).map(|_| normal(stream)).collect();
         orthonormalize(&mut turn, part.len(), stream);
         let own = &mut out[part.start * dim..part.end * dim];
@@ -228,7 +226,38 @@ fn subspace(
             }
         }
     }
-    Ok(out.iter().map(|x| *x as f32).collect())
+    let others = complement(out.clone(), dim, widths.all - width);
+    Ok(out.iter().chain(&others).map(|x| *x as f32).collect())
+}
+
+/// `count` more orthonormal columns, orthogonal to the given ones: the Householder reflections that take the given columns
+/// to the first axes, the other way round, take the other axes to such columns (Golub and Van Loan, *Matrix Computations*,
+/// section 5.2).
+fn complement(mut columns: Vec<f64>, dim: usize, count: usize) -> Vec<f64> {
+    let width = columns.len() / dim;
+    for i in 0..width {
+        let (before, rest) = columns.split_at_mut(i * dim);
+        let own = &mut rest[..dim];
+        before.chunks_exact(dim).for_each(|normal| reflect(normal, own));
+        // The column becomes the reflection's unit normal.
+        own[..i].fill(0.0);
+        let length = own.iter().map(|x| x * x).sum::<f64>().sqrt();
+        own[i] += length.copysign(own[i]);
+        let length = own.iter().map(|x| x * x).sum::<f64>().sqrt();
+        own.iter_mut().for_each(|x| *x /= length);
+    }
+    let mut out = vec![0.0; count * dim];
+    out.par_chunks_exact_mut(dim).enumerate().for_each(|(i, axis)| {
+        axis[width + i] = 1.0;
+        columns.chunks_exact(dim).rev().for_each(|normal| reflect(normal, axis));
+    });
+    out
+}
+
+/// Reflects `x` at the plane with a unit normal.
+fn reflect(normal: &[f64], x: &mut [f64]) {
+    let twice = 2.0 * wide_dot(normal, x);
+    x.iter_mut().zip(normal).for_each(|(x, n)| *x -= twice * n);
 }
 
 /// A normal number (Box and Muller).
@@ -257,7 +286,7 @@ fn orthonormalize(vectors: &mut [f64], dim: usize, stream: &mut crate::rng::Stre
             let start = own.iter().map(|x| x * x).sum::<f64>().sqrt();
             for _ in 0..2 {
                 for other in before.chunks_exact(dim) {
-                    let along: f64 = own.iter().zip(other).map(|(a, b)| a * b).sum();
+                    let along = wide_dot(own, other);
                     own.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
                 }
             }

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
-use super::TILE;
+use super::{TILE, up};
 use super::encode::{Sketch, Split, split};
-use super::levels::{Bounds, FINE, FINER, GROUP, GROUP_TERMS, ROW_TERMS, field, fine_width, full_bytes, padded};
+use super::levels::{
+    Bounds, FINE, FINER, GROUP, GROUP_TERMS, ROW_TERMS, field, fine_width, padded, third_bytes, wide_bytes,
+};
 use crate::element::Element;
 use crate::error::Result;
 
@@ -22,7 +24,7 @@ impl Sketch {
 
     /// Says what is wrong with the sketch of a tile (by its number) and of its rows, if anything.
     pub fn tile_fault<E: Element>(&self, tile: usize, rows: &[&[E]]) -> Result<Option<String>> {
-        let (basis, bytes) = (&self.basis, padded(self.basis.width));
+        let (basis, bytes) = (&self.basis, padded(self.basis.widths.second));
         let span = |size: usize, at: usize| -> Range<usize> { at * size..(at + 1) * size };
         let (codes, terms) =
             (self.row_codes.slice(span(TILE * bytes, tile))?, self.row_terms.slice(span(ROW_TERMS, tile))?);
@@ -34,9 +36,9 @@ impl Sketch {
         for (r, (row, split)) in rows.iter().zip(split(basis, rows, |_| 1.0)).enumerate() {
             E::widen(row, &mut wide);
             let shift = super::basis::dot(&wide, &basis.mean) - basis.mean_square;
-            let full = self.full_codes.slice(span(full_bytes(basis.dim), tile * TILE + r))?;
+            let wide_code = self.wide_codes.slice(span(wide_bytes(basis.widths), tile * TILE + r))?;
             let own = Interleaved { codes, terms, number: r };
-            let fault = self.row_fault(&own, full, &split, shift).or_else(|| self.mean_fault(&whole, &split, shift));
+            let fault = self.row_fault(&own, wide_code, &split, shift).or_else(|| self.mean_fault(&whole, &split, shift));
             if let Some(what) = fault {
                 return Ok(Some(format!("the sketch of position {}: {what}", tile * TILE + r)));
             }
@@ -44,59 +46,68 @@ impl Sketch {
         Ok(None)
     }
 
-    fn step_of(&self, k: usize) -> f64 {
-        f64::from(if k < self.basis.first { self.steps.first } else { self.steps.second })
-    }
-
     /// What a projection comes out differently by on another machine: its error, here and there.
     fn error(&self) -> f64 {
         2.0 * self.basis.projection_error
     }
 
-    fn row_fault(&self, own: &Interleaved<'_>, full: &[u8], split: &Split, shift: f64) -> Option<String> {
-        let (basis, bounds, error) = (&self.basis, Bounds::of(own.terms), self.error());
-        let (mut lost, mut kept, mut lead, mut fine) = ([0.0f64; 3], [0.0f64; 3], 0.0f64, [0.0f64; 2]);
-        for (k, z) in split.z.iter().enumerate() {
-            let (step, i) = (self.step_of(k), own.code(k));
+    fn row_fault(&self, own: &Interleaved<'_>, wide: &[u8], split: &Split, shift: f64) -> Option<String> {
+        let (widths, bounds, error) = (self.basis.widths, Bounds::of(own.terms), self.error());
+        let (third_codes, others) = wide.split_at(third_bytes(widths));
+        let (fine_codes, rest_codes) = others.split_at(FINE);
+        let leading = fine_width(widths.second);
+        // Over the first columns, the others, those that are refined, and those that are not.
+        let (mut lost, mut kept, mut lead, mut fine) = ([0.0f64; 4], [0.0f64; 4], 0.0f64, [0.0f64; 2]);
+        for (k, z) in split.z[..widths.second].iter().enumerate() {
+            let (step, i) = (self.steps.of(widths, k), own.code(k));
             let left = f64::from(*z) - step * i;
-            let part = usize::from(k >= basis.first);
-            (lost[part], kept[part]) = (lost[part] + left.powi(2), kept[part] + (step * i).powi(2));
-            if k < fine_width(basis.width) {
-                let finer = f64::from(full[k]) - 128.0;
+            for part in [usize::from(k >= widths.first), 2 + usize::from(k >= leading)] {
+                (lost[part], kept[part]) = (lost[part] + left.powi(2), kept[part] + (step * i).powi(2));
+            }
+            if k < leading {
+                let finer = f64::from(fine_codes[k]) - 128.0;
                 lead += i * i;
                 fine = [fine[0] + (left - step / FINER * finer).powi(2), fine[1] + finer * finer];
-            } else {
-                (lost[2], kept[2]) = (lost[2] + left.powi(2), kept[2] + (step * i).powi(2));
             }
         }
-        let (mut rest_lost, mut rest_kept) = (0.0, 0.0);
-        for (x, code) in split.rest.iter().zip(&full[FINE..]) {
-            let kept = f64::from(self.steps.rest) * (f64::from(*code) - 128.0);
-            (rest_lost, rest_kept) = (rest_lost + (x - kept).powi(2), rest_kept + kept * kept);
-        }
+        let plain = |z: &[f32], codes: &[u8], step: f32| {
+            z.iter().zip(codes).fold([0.0f64; 2], |[lost, length], (x, code)| {
+                let stands_for = f64::from(step) * (f64::from(*code) - 128.0);
+                [lost + (f64::from(*x) - stands_for).powi(2), length + stands_for.powi(2)]
+            })
+        };
+        let third = plain(&split.z[widths.second..widths.third], third_codes, self.steps.third);
+        let rest = plain(&split.z[widths.third..], rest_codes, self.steps.rest);
         at_most("first lost", lost[0].sqrt(), bounds.first_lost, error)
             .or_else(|| at_most("first length", kept[0].sqrt(), bounds.first_length, 0.0))
             .or_else(|| at_most("second lost", lost[1].sqrt(), bounds.second_lost, error))
             .or_else(|| at_most("second length", kept[1].sqrt(), bounds.second_length, 0.0))
+            .or_else(|| at_most("lead lost", lost[2].sqrt(), bounds.lead_lost, error))
             .or_else(|| at_most("lead length", lead.sqrt(), bounds.lead_length, 0.0))
             .or_else(|| at_most("fine lost", fine[0].sqrt(), bounds.fine_lost, error))
             .or_else(|| at_most("fine length", fine[1].sqrt(), bounds.fine_length, 0.0))
-            .or_else(|| at_most("plain lost", lost[2].sqrt(), bounds.plain_lost, error))
-            .or_else(|| at_most("plain length", kept[2].sqrt(), bounds.plain_length, 0.0))
-            .or_else(|| at_most("rest lost", rest_lost.sqrt(), bounds.rest_lost, 2.0 * error))
-            .or_else(|| at_most("rest length", rest_kept.sqrt(), bounds.rest_length, 0.0))
+            .or_else(|| at_most("plain lost", lost[3].sqrt(), bounds.plain_lost, error))
+            .or_else(|| at_most("plain length", kept[3].sqrt(), bounds.plain_length, 0.0))
+            .or_else(|| at_most("third lost", third[0].sqrt(), bounds.third_lost, error))
+            .or_else(|| at_most("third length", third[1].sqrt(), bounds.third_length, 0.0))
+            .or_else(|| at_most("rest lost", rest[0].sqrt(), bounds.rest_lost, error))
+            .or_else(|| at_most("rest length", rest[1].sqrt(), bounds.rest_length, 0.0))
             .or_else(|| at_most("spread", (shift - own.term(field::SHIFT)).abs(), bounds.spread, 1e-9))
             .or_else(|| self.residual_fault(own, split))
+            .or_else(|| at_most("third residual", self.left(split, widths.third), own.term(field::THIRD_RESIDUAL) as f32, 0.0))
+            .or_else(|| at_most("residual", self.left(split, widths.all), bounds.residual, 0.0))
+            .or_else(|| at_most("distance from the mean", split.square.sqrt(), up(self.farthest), 0.0))
     }
 
     /// The row must lie within the radius and reach of its tile.
     fn mean_fault(&self, whole: &Interleaved<'_>, split: &Split, shift: f64) -> Option<String> {
         let bounds = Bounds::of(whole.terms);
         let (mut far, mut kept) = (0.0f64, [0.0f64; 2]);
-        for (k, z) in split.z.iter().enumerate() {
-            let own = self.step_of(k) * whole.code(k);
+        let widths = self.basis.widths;
+        for (k, z) in split.z[..widths.second].iter().enumerate() {
+            let own = self.steps.of(widths, k) * whole.code(k);
             far += (f64::from(*z) - own).powi(2);
-            kept[usize::from(k >= self.basis.first)] += own.powi(2);
+            kept[usize::from(k >= widths.first)] += own.powi(2);
         }
         let lost = f64::from(bounds.first_lost).hypot(f64::from(bounds.second_lost));
         let radius = (whole.term(field::RADIUS) + lost) as f32;
@@ -108,11 +119,16 @@ impl Sketch {
             .or_else(|| self.residual_fault(whole, split))
     }
 
+    /// What the first `width` columns leave of a row, at least.
+    fn left(&self, split: &Split, width: usize) -> f64 {
+        (self.basis.residual(split.square, &split.z[..width]).powi(2) - 5.0 * self.error()).max(0.0).sqrt()
+    }
+
     fn residual_fault(&self, own: &Interleaved<'_>, split: &Split) -> Option<String> {
-        let left = |z: &[f32]| (self.basis.residual(split.square, z).powi(2) - 5.0 * self.error()).max(0.0).sqrt();
-        let first = own.term(field::FIRST_RESIDUAL) as f32;
-        at_most("first residual", left(&split.z[..self.basis.first]), first, 0.0)
-            .or_else(|| at_most("residual", left(&split.z), own.term(field::RESIDUAL) as f32, 0.0))
+        let widths = self.basis.widths;
+        at_most("first residual", self.left(split, widths.first), own.term(field::FIRST_RESIDUAL) as f32, 0.0).or_else(|| {
+            at_most("second residual", self.left(split, widths.second), own.term(field::SECOND_RESIDUAL) as f32, 0.0)
+        })
     }
 }
 

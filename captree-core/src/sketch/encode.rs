@@ -3,8 +3,10 @@
 use rayon::prelude::*;
 
 use super::basis::Basis;
-use super::levels::{Bounds, FINE, FINER, GROUP, GROUP_TERMS, ROW_TERMS, Steps, field, fine_width, full_bytes, padded};
-use super::{TILE, up, widths};
+use super::levels::{
+    Bounds, FINE, FINER, GROUP, GROUP_TERMS, ROW_TERMS, Steps, field, fine_width, padded, third_bytes, wide_bytes,
+};
+use super::{TILE, Widths, up, widths};
 use crate::control::Control;
 use crate::distance::{Kernels, f32_error};
 use crate::element::Element;
@@ -28,21 +30,23 @@ const CLIPPED: f64 = 1e-4;
 pub(crate) struct Sketch {
     pub basis: Basis,
     pub steps: Steps,
+    /// At least the distance of any row from the mean.
+    pub farthest: f64,
     /// Of tiles: codes of 64 tiles together, like those of the rows in a tile.
     pub tile_codes: Array<u8>,
     pub tile_terms: Array<f32>,
     /// Of rows: tile by tile, in each tile group by group, in each group row by row four bytes.
     pub row_codes: Array<u8>,
     pub row_terms: Array<f32>,
-    /// Of rows at full width, row by row.
-    pub full_codes: Array<u8>,
+    /// Of rows, row by row: what the third and the last level read.
+    pub wide_codes: Array<u8>,
 }
 
 /// Where the codes and terms of some tiles go.
 struct Part<'a> {
     row_codes: &'a mut [u8],
     row_terms: &'a mut [f32],
-    full_codes: &'a mut [u8],
+    wide_codes: &'a mut [u8],
 }
 
 /// What is stored of one row, or of a tile's mean, beside its codes.
@@ -50,8 +54,10 @@ struct Part<'a> {
 struct Own {
     z: Vec<f32>,
     shift: f32,
-    first_residual: f32,
-    residual: f32,
+    /// What the columns of the first three levels leave over.
+    residuals: [f32; 3],
+    /// `|x - mu|`.
+    length: f64,
     radius: f32,
     reach: f32,
     bounds: Bounds,
@@ -79,21 +85,20 @@ impl Sketch {
         n: usize,
         control: &Control,
     ) -> Result<Self> {
-        let dim = basis.dim;
-        let (bytes, full, tiles) = (padded(basis.width), full_bytes(dim), n.div_ceil(TILE));
+        let (bytes, wide, tiles) = (padded(basis.widths.second), wide_bytes(basis.widths), n.div_ceil(TILE));
         let mut row_codes = vec![128u8; tiles * TILE * bytes];
         let mut row_terms = vec![0.0f32; tiles * ROW_TERMS];
-        let mut full_codes = vec![128u8; n * full];
+        let mut wide_codes = vec![128u8; n * wide];
         let means: Vec<Own> = row_codes
             .par_chunks_mut(TASK * bytes)
             .zip(row_terms.par_chunks_mut(TASK / TILE * ROW_TERMS))
-            .zip(full_codes.par_chunks_mut(TASK * full))
+            .zip(wide_codes.par_chunks_mut(TASK * wide))
             .enumerate()
-            .map(|(task, ((row_codes, row_terms), full_codes))| {
+            .map(|(task, ((row_codes, row_terms), wide_codes))| {
                 control.check()?;
                 let rows = (task * TASK..n.min((task + 1) * TASK)).map(at).collect::<Result<Vec<_>>>()?;
                 control.add(rows.len() as u64);
-                Ok(encode(&basis, steps, &rows, Part { row_codes, row_terms, full_codes }))
+                Ok(encode(&basis, steps, &rows, Part { row_codes, row_terms, wide_codes }))
             })
             .collect::<Result<Vec<_>>>()?
             .into_iter()
@@ -113,17 +118,18 @@ impl Sketch {
         Ok(Sketch {
             basis,
             steps,
+            farthest: means.iter().fold(0.0, |m, own| m.max(own.length)),
             tile_codes: Array::from_vec(tile_codes),
             tile_terms: Array::from_vec(tile_terms),
             row_codes: Array::from_vec(row_codes),
             row_terms: Array::from_vec(row_terms),
-            full_codes: Array::from_vec(full_codes),
+            wide_codes: Array::from_vec(wide_codes),
         })
     }
 
     /// Bytes of all codes and terms.
     pub fn bytes(&self) -> u64 {
-        let codes = self.tile_codes.byte_len() + self.row_codes.byte_len() + self.full_codes.byte_len();
+        let codes = self.tile_codes.byte_len() + self.row_codes.byte_len() + self.wide_codes.byte_len();
         codes + self.tile_terms.byte_len() + self.row_terms.byte_len()
     }
 
@@ -133,45 +139,30 @@ impl Sketch {
         self.tile_terms.verify(control)?;
         self.row_codes.verify(control)?;
         self.row_terms.verify(control)?;
-        self.full_codes.verify(control)
+        self.wide_codes.verify(control)
     }
 }
 
-/// What a row's codes stand for: its projection `z`, and its coordinates `t` that the columns leave over.
+/// What a row's codes stand for: its projection `z`, and `|x - mu|^2`.
 pub(super) struct Split {
     pub z: Vec<f32>,
-    pub rest: Vec<f64>,
-    /// At least the distance of `rest` from the real `t`.
-    pub rest_error: f64,
-    /// `|x - mu|^2`.
     pub square: f64,
 }
 
 /// Splits vectors whose first term, `along(i) mu`, is taken off.
 pub(super) fn split<E: Element>(basis: &Basis, vectors: &[&[E]], along: impl Fn(usize) -> f64) -> Vec<Split> {
-    let (dim, width) = (basis.dim, basis.width);
-    let mut z = vec![0.0f32; vectors.len() * width];
+    let all = basis.widths.all;
+    let mut z = vec![0.0f32; vectors.len() * all];
     basis.project(vectors, &along, &mut z);
-    let mut lifted = vec![0.0f32; vectors.len() * dim];
-    basis.lift(&z, &mut lifted);
-    let mut wide = vec![0.0f32; dim];
-    let each = vectors.iter().zip(z.chunks_exact(width)).enumerate();
+    let mut wide = vec![0.0f32; basis.dim];
+    let each = vectors.iter().zip(z.chunks_exact(all)).enumerate();
     each.map(|(v, (x, z))| {
         E::widen(x, &mut wide);
-        let (along, mut square) = (along(v), 0.0);
-        let coordinate = |(k, (x, m)): (usize, (&f32, &f32))| {
-            let centered = f64::from(*x) - along * f64::from(*m);
-            square += centered * centered;
-            centered - f64::from(lifted[k * vectors.len() + v])
-        };
-        let rest: Vec<f64> = wide.iter().zip(&basis.mean).enumerate().map(coordinate).collect();
-        Split { z: z.to_vec(), rest, rest_error: basis.lift_error(length(z)) + 1e-12, square }
+        let along = along(v);
+        let centered = |(x, m): (&f32, &f32)| (f64::from(*x) - along * f64::from(*m)).powi(2);
+        Split { z: z.to_vec(), square: wide.iter().zip(&basis.mean).map(centered).sum() }
     })
     .collect()
-}
-
-fn length(z: &[f32]) -> f64 {
-    z.iter().map(|z| f64::from(*z).powi(2)).sum::<f64>().sqrt()
 }
 
 /// Steps that clip few coordinates of rows spread over the whole tree.
@@ -193,16 +184,18 @@ pub(super) fn steps<'a, E: Element>(basis: &Basis, at: &impl Fn(usize) -> Result
     let columns = |range: std::ops::Range<usize>| {
         splits.iter().flat_map(move |s| s.z[range.clone()].iter().map(|z| f64::from(*z)))
     };
+    let widths = basis.widths;
     Ok(Steps {
-        first: step(&mut columns(0..basis.first)),
-        second: step(&mut columns(basis.first..basis.width)),
-        rest: step(&mut splits.iter().flat_map(|s| s.rest.iter().copied())),
+        first: step(&mut columns(0..widths.first)),
+        second: step(&mut columns(widths.first..widths.second)),
+        third: step(&mut columns(widths.second..widths.third)),
+        rest: step(&mut columns(widths.third..widths.all)),
     })
 }
 
 /// Encodes whole tiles (the last one may be short); returns what stands for each.
 fn encode<E: Element>(basis: &Basis, steps: Steps, rows: &[&[E]], out: Part<'_>) -> Vec<Own> {
-    let (dim, bytes, full) = (basis.dim, TILE * padded(basis.width), full_bytes(basis.dim));
+    let (bytes, wide) = (TILE * padded(basis.widths.second), wide_bytes(basis.widths));
     let mut along = vec![0.0f32; TILE];
     let mut means = Vec::with_capacity(rows.len().div_ceil(TILE));
     for (t, tile) in rows.chunks(TILE).enumerate() {
@@ -214,17 +207,23 @@ fn encode<E: Element>(basis: &Basis, steps: Steps, rows: &[&[E]], out: Part<'_>)
             .enumerate()
             .map(|(r, (split, along))| {
                 let shift = f64::from(*along) - basis.mean_square;
-                let residual = |z: &[f32]| up(basis.residual(split.square, z) * (1.0 + NORM_SLACK));
-                let (first_residual, residual) = (residual(&split.z[..basis.first]), residual(&split.z));
-                let at = (t * TILE + r) * full;
-                let mut bounds = at_full_width(basis, steps, &split, &mut out.full_codes[at..at + full]);
-                bounds.spread = up(f32_error(dim) + shift.abs() * 1e-7);
-                Own { z: split.z, shift: shift as f32, first_residual, residual, bounds, ..Own::default() }
+                let residual = |width: usize| up(basis.residual(split.square, &split.z[..width]) * (1.0 + NORM_SLACK));
+                let Widths { first, second, third, all } = basis.widths;
+                let at = (t * TILE + r) * wide;
+                let mut bounds = wide_code(basis, steps, &split.z, &mut out.wide_codes[at..at + wide]);
+                bounds.spread = up(f32_error(basis.dim) + shift.abs() * 1e-7);
+                bounds.residual = residual(all);
+                let residuals = [first, second, third].map(residual);
+                let length = split.square.sqrt() * (1.0 + NORM_SLACK);
+                Own { z: split.z, shift: shift as f32, residuals, length, bounds, ..Own::default() }
             })
             .collect();
         let terms = &mut out.row_terms[t * ROW_TERMS..(t + 1) * ROW_TERMS];
         interleave(basis, steps, &coded, &mut out.row_codes[t * bytes..(t + 1) * bytes], terms);
-        means.push(summary(&coded, basis.width));
+        let third = &mut terms[field::THIRD_RESIDUAL..][..TILE];
+        third.fill(f32::MAX);
+        third.iter_mut().zip(&coded).for_each(|(term, own)| *term = own.residuals[2]);
+        means.push(summary(&coded, basis.widths.second));
     }
     means
 }
@@ -239,37 +238,44 @@ fn code_of(x: f64, per_step: f64) -> f64 {
     nearest(x * per_step).clamp(-CODE_MAX, CODE_MAX)
 }
 
-/// Step of column `k`.
-fn step_of(basis: &Basis, steps: Steps, k: usize) -> f64 {
-    f64::from(if k < basis.first { steps.first } else { steps.second })
+impl Steps {
+    /// Step of column `k`.
+    pub fn of(&self, widths: Widths, k: usize) -> f64 {
+        let ends = [widths.first, widths.second, widths.third];
+        f64::from(self.each()[ends.iter().filter(|end| k >= **end).count()])
+    }
 }
 
-/// Writes a row's refinement and its rest, as `128 + i`; returns what these lose.
-fn at_full_width(basis: &Basis, steps: Steps, split: &Split, codes: &mut [u8]) -> Bounds {
+/// Writes what the third and the last level read of a row, as `128 + i`; returns what that loses.
+fn wide_code(basis: &Basis, steps: Steps, z: &[f32], codes: &mut [u8]) -> Bounds {
     codes.fill(128);
-    let (fine, rest) = codes.split_at_mut(FINE);
+    let Widths { second, third, .. } = basis.widths;
+    let (third_codes, others) = codes.split_at_mut(third_bytes(basis.widths));
+    let (fine, rest) = others.split_at_mut(FINE);
     let (mut lost, mut kept) = (0.0, 0.0);
-    for (k, (z, code)) in split.z.iter().zip(fine).enumerate() {
-        let step = step_of(basis, steps, k);
+    for (k, (z, code)) in z[..fine_width(second)].iter().zip(fine).enumerate() {
+        let step = steps.of(basis.widths, k);
         let left = f64::from(*z) - step * code_of(f64::from(*z), inverse(step));
         let i = code_of(left, inverse(step / FINER));
         *code = (128 + i as i32) as u8;
         lost += (left - step / FINER * i).powi(2);
         kept += i * i;
     }
-    let mut bounds = Bounds { fine_lost: norm_of(lost), fine_length: norm_of(kept), ..Bounds::default() };
-    let step = f64::from(steps.rest);
-    let per_step = inverse(step);
-    (lost, kept) = (0.0, 0.0);
-    for (x, code) in split.rest.iter().zip(rest) {
-        let i = code_of(*x, per_step);
-        *code = (128 + i as i32) as u8;
-        lost += (x - step * i).powi(2);
-        kept += i * i;
-    }
-    bounds.rest_lost = up(f64::from(norm_of(lost)) + split.rest_error);
-    bounds.rest_length = up(f64::from(norm_of(kept)) * step);
-    bounds
+    let plain = |z: &[f32], step: f32, codes: &mut [u8]| {
+        let step = f64::from(step);
+        let (per_step, mut lost, mut kept) = (inverse(step), 0.0, 0.0);
+        for (x, code) in z.iter().zip(codes) {
+            let i = code_of(f64::from(*x), per_step);
+            *code = (128 + i as i32) as u8;
+            lost += (f64::from(*x) - step * i).powi(2);
+            kept += i * i;
+        }
+        (norm_of(lost), up(f64::from(norm_of(kept)) * step))
+    };
+    let (third_lost, third_length) = plain(&z[second..third], steps.third, third_codes);
+    let (rest_lost, rest_length) = plain(&z[third..], steps.rest, rest);
+    let (fine_lost, fine_length) = (norm_of(lost), norm_of(kept));
+    Bounds { fine_lost, fine_length, third_lost, third_length, rest_lost, rest_length, ..Bounds::default() }
 }
 
 /// Codes per unit; 0 where all coordinates are 0.
@@ -302,8 +308,8 @@ fn summary(rows: &[Own], width: usize) -> Own {
     let most = |of: fn(&Own) -> f32| rows.iter().map(of).fold(0.0, f32::max);
     Own {
         shift,
-        first_residual: most(|own| own.first_residual),
-        residual: most(|own| own.residual),
+        residuals: [most(|own| own.residuals[0]), most(|own| own.residuals[1]), 0.0],
+        length: rows.iter().fold(0.0, |m, own| m.max(own.length)),
         radius,
         reach: up(reach),
         bounds: Bounds::default(),
@@ -315,38 +321,37 @@ fn summary(rows: &[Own], width: usize) -> Own {
 /// at their bits.
 fn interleave(basis: &Basis, steps: Steps, rows: &[Own], codes: &mut [u8], terms: &mut [f32]) {
     terms[field::FIRST_RESIDUAL..field::FIRST_RESIDUAL + TILE].fill(f32::MAX);
-    terms[field::RESIDUAL..field::RESIDUAL + TILE].fill(f32::MAX);
+    terms[field::SECOND_RESIDUAL..field::SECOND_RESIDUAL + TILE].fill(f32::MAX);
     let mut bounds = Bounds::default();
-    let leading = fine_width(basis.width);
+    let Widths { first, second, .. } = basis.widths;
+    let leading = fine_width(second);
     for (r, own) in rows.iter().enumerate() {
-        // Over the first columns, the others, and those that are not refined: what is lost, and what is kept.
-        let (mut lost, mut kept, mut lead) = ([0.0; 3], [0.0; 3], 0.0);
-        for (k, z) in own.z.iter().enumerate() {
-            let step = step_of(basis, steps, k);
+        // Over the first columns, the others, those that are refined, and those that are not: what is lost, and what is kept.
+        let (mut lost, mut kept, mut lead) = ([0.0; 4], [0.0; 4], 0.0);
+        for (k, z) in own.z[..second].iter().enumerate() {
+            let step = steps.of(basis.widths, k);
             let i = code_of(f64::from(*z), inverse(step));
             codes[(k / GROUP * TILE + r) * GROUP + k % GROUP] = (128 + i as i32) as u8;
             let (loss, length) = ((f64::from(*z) - step * i).powi(2), (step * i).powi(2));
-            let part = usize::from(k >= basis.first);
-            (lost[part], kept[part]) = (lost[part] + loss, kept[part] + length);
-            if k < leading {
-                lead += i * i;
-            } else {
-                (lost[2], kept[2]) = (lost[2] + loss, kept[2] + length);
+            for part in [usize::from(k >= first), 2 + usize::from(k >= leading)] {
+                (lost[part], kept[part]) = (lost[part] + loss, kept[part] + length);
             }
+            lead += if k < leading { i * i } else { 0.0 };
         }
         bounds = bounds.max(&Bounds {
             first_lost: norm_of(lost[0]),
             first_length: norm_of(kept[0]),
             second_lost: norm_of(lost[1]),
             second_length: norm_of(kept[1]),
+            lead_lost: norm_of(lost[2]),
             lead_length: norm_of(lead),
-            plain_lost: norm_of(lost[2]),
-            plain_length: norm_of(kept[2]),
+            plain_lost: norm_of(lost[3]),
+            plain_length: norm_of(kept[3]),
             ..own.bounds
         });
         terms[field::SHIFT + r] = own.shift;
-        terms[field::FIRST_RESIDUAL + r] = own.first_residual;
-        terms[field::RESIDUAL + r] = own.residual;
+        terms[field::FIRST_RESIDUAL + r] = own.residuals[0];
+        terms[field::SECOND_RESIDUAL + r] = own.residuals[1];
     }
     bounds.write(terms);
 }

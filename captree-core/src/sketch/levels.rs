@@ -14,13 +14,19 @@ pub(crate) const FINE: usize = 64;
 /// Steps between a column's step and that of its refinement: what a code may lose, half a step, is 127 of these.
 pub(crate) const FINER: f64 = 254.0;
 
+/// Most columns of a basis: rows of more dims keep a part that no code stands for.
+pub(crate) const MAX_COLUMNS: usize = 4096;
+
+/// Bytes that the wider levels read at a time: a cache line.
+const LINE: usize = 64;
+
 /// Numbers that a tile of rows stores per row: see [`field`].
-const ROW_FIELDS: usize = 3;
+const ROW_FIELDS: usize = 4;
 
 /// Numbers that a group of tiles stores per tile.
 const GROUP_FIELDS: usize = 5;
 
-/// Numbers that hold for a whole tile, with room for more: [`Bounds`].
+/// Numbers that hold for a whole tile: [`Bounds`].
 const BOUNDS: usize = 16;
 
 /// Float32 numbers stored beside the codes of 64 rows.
@@ -36,23 +42,42 @@ pub(crate) mod field {
     pub const SHIFT: usize = 0;
     /// At least what the first level's columns leave over.
     pub const FIRST_RESIDUAL: usize = TILE;
-    /// At least what all columns leave over.
-    pub const RESIDUAL: usize = 2 * TILE;
+    /// At least what the second level's columns leave over.
+    pub const SECOND_RESIDUAL: usize = 2 * TILE;
+    /// Of rows: at least what the third level's columns leave over.
+    pub const THIRD_RESIDUAL: usize = 3 * TILE;
     /// Of tiles: at least the distance of any row's projection from the mean one.
     pub const RADIUS: usize = 3 * TILE;
     /// Of tiles: at least the distance of any row's `shift` from the middle.
     pub const REACH: usize = 4 * TILE;
 }
 
-/// Code steps, one for each part of the coordinates, the same for all rows of a tree.
+/// Columns that each level reads, all from the first one on; the last level reads all columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Widths {
+    /// A multiple of four unless it is `second`.
+    pub first: usize,
+    pub second: usize,
+    pub third: usize,
+    pub all: usize,
+}
+
+/// Code steps, one for each level's own columns, the same for all rows of a tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Steps {
-    /// Of the first level's columns.
     pub first: f32,
-    /// Of the other columns.
     pub second: f32,
-    /// Of what the columns leave over.
+    #[serde(default)]
+    pub third: f32,
+    /// Of the columns that only the last level reads.
     pub rest: f32,
+}
+
+impl Steps {
+    /// In the order of the levels.
+    pub fn each(&self) -> [f32; 4] {
+        [self.first, self.second, self.third, self.rest]
+    }
 }
 
 /// What holds for every row of a tile: norms of what its codes lose, and of what they stand for, rounded up.
@@ -62,22 +87,26 @@ pub(crate) struct Bounds {
     /// `|z - s i|` and `|s i|` over the first level's columns.
     pub first_lost: f32,
     pub first_length: f32,
-    /// The same over the other columns.
+    /// The same over the columns that the second level adds.
     pub second_lost: f32,
     pub second_length: f32,
-    /// `|i|` over the leading [`FINE`] columns; what their refinement `l` loses, and `|l|`.
+    /// `|z - s i|` and `|i|` over the leading [`FINE`] columns; what their refinement `l` loses, and `|l|`.
+    pub lead_lost: f32,
     pub lead_length: f32,
     pub fine_lost: f32,
     pub fine_length: f32,
-    /// `|z - s i|` and `|s i|` over the columns that are not refined.
+    /// `|z - s i|` and `|s i|` over the first two levels' columns that are not refined.
     pub plain_lost: f32,
     pub plain_length: f32,
-    /// What the code of `t` loses, and its length.
+    /// The same over the columns that the third level adds, and over all others.
+    pub third_lost: f32,
+    pub third_length: f32,
     pub rest_lost: f32,
     pub rest_length: f32,
+    /// What all columns leave over.
+    pub residual: f32,
     /// Distance of `shift` from what it stands for.
     pub spread: f32,
-    pub unused: [f32; 4],
 }
 
 impl Bounds {
@@ -88,6 +117,17 @@ impl Bounds {
             (bytemuck::cast_mut(&mut out), bytemuck::cast_ref(other));
         own.iter_mut().zip(their).for_each(|(a, b)| *a = a.max(*b));
         out
+    }
+
+    /// The sum of products, in four lanes: a product passes through at most six roundings.
+    #[inline(always)]
+    pub fn times(&self, other: &Bounds) -> f32 {
+        let (own, their): (&[f32; BOUNDS], &[f32; BOUNDS]) = (bytemuck::cast_ref(self), bytemuck::cast_ref(other));
+        let mut sums = [0.0; 4];
+        for k in 0..BOUNDS {
+            sums[k % 4] += own[k] * their[k];
+        }
+        (sums[0] + sums[1]) + (sums[2] + sums[3])
     }
 
     /// Stored behind the fields of 64 rows or tiles.
@@ -112,12 +152,17 @@ pub(crate) fn fine_width(width: usize) -> usize {
     width.min(FINE)
 }
 
-/// Bytes of one code at full width: the refinement, then `t`. A multiple of 64, so that the loop has no tail.
-pub(crate) fn full_bytes(dim: usize) -> usize {
-    FINE + dim.next_multiple_of(64)
+/// Bytes of a wider code that the third level reads: whole lines, so that the loop has no tail.
+pub(crate) fn third_bytes(widths: Widths) -> usize {
+    (widths.third - widths.second).next_multiple_of(LINE)
+}
+
+/// Bytes of one wider code: the columns that the third level adds, the refinement, the other columns.
+pub(crate) fn wide_bytes(widths: Widths) -> usize {
+    third_bytes(widths) + FINE + (widths.all - widths.third).next_multiple_of(LINE)
 }
 
 /// Bytes per row of all sketches, but for the tiles' small share.
-pub(crate) fn sketch_bytes(dim: usize, width: usize) -> usize {
-    padded(width) + full_bytes(dim) + ROW_TERMS * size_of::<f32>() / TILE
+pub(crate) fn sketch_bytes(widths: Widths) -> usize {
+    padded(widths.second) + wide_bytes(widths) + ROW_TERMS * size_of::<f32>() / TILE
 }

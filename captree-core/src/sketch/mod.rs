@@ -46,8 +46,8 @@ mod tests;
 pub(crate) use basis::Basis;
 pub(crate) use encode::Sketch;
 pub(crate) use kernel::{Decision, IntKernels};
-pub(crate) use levels::{GROUP_TERMS, ROW_TERMS, Steps, full_bytes, padded, sketch_bytes};
-pub(crate) use query::{Queries, Settling};
+pub(crate) use levels::{GROUP_TERMS, ROW_TERMS, Steps, Widths, padded, sketch_bytes, wide_bytes};
+pub(crate) use query::{LONGEST, Queries, Settling};
 
 /// Most dims of a prefix; also what keeps its integer sums small enough.
 pub(crate) const MAX_PREFIX: usize = 512;
@@ -64,7 +64,7 @@ pub(crate) fn up(x: f64) -> f32 {
     if f64::from(y) < x { y.next_up() } else { y }
 }
 
-/// Columns of the first level and of all prefix levels, for rows of `dim` dims.
-pub(crate) fn widths(dim: usize) -> (usize, usize) {
-    (dim.min(32), dim.min(128))
+/// Columns of the levels, for rows of `dim` dims.
+pub(crate) fn widths(dim: usize) -> Widths {
+    Widths { first: dim.min(32), second: dim.min(128), third: dim.min(256), all: dim.min(levels::MAX_COLUMNS) }
 }

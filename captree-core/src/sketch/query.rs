@@ -1,21 +1,23 @@
 //! The query side: codes and terms of a batch of caps, and the decisions of each level.
 
 use super::encode::{Sketch, Split, inverse, nearest, split};
-use super::kernel::{Decision, Dense, FullTest, IntKernels, Part, Prefix, QUARTER, QueryTerms};
-use super::levels::{Bounds, FINE, FINER, GROUP_TERMS, ROW_TERMS, fine_width, full_bytes, padded};
-use super::{TILE, up};
+use super::kernel::{Asking, Decision, Dense, IntKernels, Prefix, QUARTER, QueryTerms, Rows, WideTest, ask};
+use super::levels::{
+    Bounds, FINE, FINER, GROUP_TERMS, ROW_TERMS, field, fine_width, padded, third_bytes, wide_bytes,
+};
+use super::{TILE, Widths, up};
 use crate::caps::Caps;
 use crate::error::Result;
 use crate::store::Array;
 use crate::vectors::NORM_SLACK;
 
-/// Slack for the float32 arithmetic of a test: what all operations up to full width round, with lengths, steps and a mean
-/// that [`crate::tree`] accepts, is less than 250 units of 2^-24 (counted in docs/exactness.md). `<q', mu>`, which is zero
-/// but for rounding, and the float64 arithmetic are in it too.
-const FLOAT_SLACK: f64 = 2e-5;
+/// Slack for the float32 arithmetic of a test: what all operations up to the last level round, with lengths, steps and a
+/// mean that [`crate::tree`] accepts, is less than 400 units of 2^-24 (counted in docs/exactness.md). `<q', mu>`, which is
+/// zero but for rounding, and the float64 arithmetic are in it too.
+const FLOAT_SLACK: f64 = 2.5e-5;
 
 /// At least |x - mu| of any row and |q'| of any center: both are unit within 2^-6, the mean is at most 1.1 long.
-const LONGEST: f64 = 2.2;
+pub(crate) const LONGEST: f64 = 2.2;
 
 /// The second level's step may be finer than the first one's by this many powers of two: its sums stay below 2^31.
 const MAX_SHIFT: u32 = 8;
@@ -26,9 +28,6 @@ const DENSE_ROWS: u32 = 8;
 /// Queries with that many from which interleaving the tile's codes pays.
 const DENSE_QUERIES: usize = 4;
 
-/// Bytes of a cache line; a code at full width is a whole number of them.
-const LINE: usize = 64;
-
 /// Sketches of a batch of caps.
 pub(crate) struct Queries<'a> {
     sketch: &'a Sketch,
@@ -37,8 +36,8 @@ pub(crate) struct Queries<'a> {
     /// Prefix codes, [`padded`] bytes each, and what they lose on the leading columns.
     prefix_codes: Vec<i8>,
     lead_codes: Vec<i8>,
-    /// The counterparts of the rows' codes at full width.
-    full_codes: Vec<i8>,
+    /// The counterparts of the rows' wider codes.
+    wide_codes: Vec<i8>,
 }
 
 /// Buffers of [`Queries::settle`].
@@ -51,17 +50,29 @@ pub(crate) struct Settling {
     /// Their open rows, and what they are estimated at.
     masks: Vec<u64>,
     values: Vec<[f32; TILE]>,
-    parts: Vec<Part>,
-    /// The queries that are settled together at full width: numbers, places among the open ones, tests.
+    asking: Asking,
+    /// The queries that are settled together: numbers, places among the open ones, tests.
     asked: Vec<u32>,
     asked_places: Vec<usize>,
-    tests: Vec<FullTest>,
-    /// The codes at full width of a tile, interleaved.
-    interleaved: Vec<u8>,
-    interleaved_tile: Option<usize>,
-    /// Rows of the last tile whose codes were asked for.
+    tests: Vec<WideTest>,
+    /// What the wider levels have read.
+    late: [Late; 2],
+}
+
+/// What one of the wider levels has read of a tile.
+#[derive(Default)]
+struct Late {
     tile: Option<usize>,
     fetched: u64,
+    interleaved: Vec<u8>,
+    is_interleaved: bool,
+}
+
+/// The levels that read codes row by row.
+#[derive(Clone, Copy, PartialEq)]
+enum Level {
+    Third,
+    Last,
 }
 
 impl<'a> Queries<'a> {
@@ -73,14 +84,15 @@ impl<'a> Queries<'a> {
     /// The same with kernels of the caller's choice.
     pub fn with(kernels: IntKernels, sketch: &'a Sketch, caps: &Caps<'_>, active: &[usize]) -> Self {
         let basis = &sketch.basis;
-        let (prefix, lead, full) = (padded(basis.width), padded(fine_width(basis.width)), full_bytes(basis.dim));
+        let second = basis.widths.second;
+        let (prefix, lead, wide) = (padded(second), padded(fine_width(second)), wide_bytes(basis.widths));
         let mut queries = Queries {
             sketch,
             kernels,
             terms: Vec::with_capacity(active.len()),
             prefix_codes: vec![0; active.len() * prefix],
             lead_codes: vec![0; active.len() * lead],
-            full_codes: vec![0; active.len() * full],
+            wide_codes: vec![0; active.len() * wide],
         };
         for caps_of_tile in active.chunks(TILE) {
             let centers: Vec<&[f32]> = caps_of_tile.iter().map(|c| caps.center(*c)).collect();
@@ -103,7 +115,7 @@ impl<'a> Queries<'a> {
                     *along,
                     &mut queries.prefix_codes[i * prefix..(i + 1) * prefix],
                     &mut queries.lead_codes[i * lead..(i + 1) * lead],
-                    &mut queries.full_codes[i * full..(i + 1) * full],
+                    &mut queries.wide_codes[i * wide..(i + 1) * wide],
                 );
                 terms.set_threshold(1.0 - caps.bound(*cap));
                 queries.terms.push(terms);
@@ -131,14 +143,14 @@ impl<'a> Queries<'a> {
         tile: usize,
         numbers: usize,
     ) -> Result<Prefix<'b>> {
-        let basis = &self.sketch.basis;
-        let size = TILE * padded(basis.width);
+        let widths = self.sketch.basis.widths;
+        let size = TILE * padded(widths.second);
         Ok(Prefix {
             codes: codes.slice(tile * size..(tile + 1) * size)?,
             terms: terms.slice(tile * numbers..(tile + 1) * numbers)?,
-            first: padded(basis.first),
-            bytes: padded(basis.width),
-            lead: padded(fine_width(basis.width)),
+            first: padded(widths.first),
+            bytes: padded(widths.second),
+            lead: padded(fine_width(widths.second)),
             query_codes: &self.prefix_codes,
             lead_codes: &self.lead_codes,
             query_terms: &self.terms,
@@ -153,7 +165,7 @@ impl<'a> Queries<'a> {
         self.kernels.first(&prefix, queries, &mut out[0]);
         let masks = vec![u64::MAX; queries.len()];
         let mut values = vec![[0.0; TILE]; queries.len()];
-        self.kernels.second(&prefix, queries, &masks, &mut out[1], &mut values, &mut Vec::new());
+        self.kernels.second(&prefix, queries, &masks, &mut out[1], &mut values, &mut Asking::default());
         Ok(out)
     }
 
@@ -183,7 +195,7 @@ impl<'a> Queries<'a> {
         }
         with.decisions.resize(with.open.len(), Decision::default());
         with.values.resize(with.open.len(), [0.0; TILE]);
-        self.kernels.second(&prefix, &with.open, &with.masks, &mut with.decisions, &mut with.values, &mut with.parts);
+        self.kernels.second(&prefix, &with.open, &with.masks, &mut with.decisions, &mut with.values, &mut with.asking);
         let mut wanted = 0;
         for ((n, decision), mask) in with.places.iter().zip(&with.decisions).zip(&mut with.masks) {
             let own = &mut out[*n];
@@ -192,91 +204,117 @@ impl<'a> Queries<'a> {
             *mask = own.unsure;
             wanted |= *mask;
         }
-        if wanted == 0 {
-            return Ok(());
-        }
-        let size = full_bytes(self.sketch.basis.dim);
-        let end = self.sketch.full_codes.len().min((tile + 1) * TILE * size);
-        let codes = self.sketch.full_codes.slice(tile * TILE * size..end)?;
-        if with.tile != Some(tile) {
-            (with.tile, with.fetched) = (Some(tile), 0);
-        }
-        for r in bits(wanted & !with.fetched) {
-            self.kernels.prefetch(&codes[r * size..(r + 1) * size]);
-        }
-        with.fetched |= wanted;
-        let bounds = Bounds::of(prefix.terms);
-        self.settle_dense(tile, codes, bounds, with, out);
-        // A quarter of the tile at a time: its codes and those of the queries stay in the first-level cache.
-        for (quarter, codes) in codes.chunks(QUARTER * size).enumerate() {
-            let start = quarter * QUARTER;
-            for (place, mask) in with.masks.iter().enumerate() {
-                let mask = (mask >> start) as u16;
-                if mask == 0 {
-                    continue;
-                }
-                let (own, query, values) = (&mut out[with.places[place]], &with.open[place], &with.values[place]);
-                let code = &self.full_codes[*query as usize * size..(*query as usize + 1) * size];
-                let test = self.terms[*query as usize].full(bounds);
-                let values = values[start..start + QUARTER].try_into().expect("a quarter of a tile");
-                let (inside, open) = self.kernels.full(codes, code, mask, values, &test);
-                own.inside |= u64::from(inside) << start;
-                own.unsure &= !(u64::from(mask & !open) << start);
+        for level in [Level::Third, Level::Last] {
+            if wanted != 0 {
+                wanted = self.settle_late(level, tile, prefix.terms, wanted, with, out)?;
             }
         }
         Ok(())
     }
 
-    /// Settles together the queries that leave many rows of a tile open, if these are several, and takes their masks away.
-    /// `codes` are the rows' at full width.
-    fn settle_dense(&self, tile: usize, codes: &[u8], bounds: &Bounds, with: &mut Settling, out: &mut [Decision]) {
+    /// Takes the rows that are left open, `wanted` of any query, through one of the wider levels; returns what is left then.
+    fn settle_late(
+        &self,
+        level: Level,
+        tile: usize,
+        terms: &[f32],
+        wanted: u64,
+        with: &mut Settling,
+        out: &mut [Decision],
+    ) -> Result<u64> {
+        let widths = self.sketch.basis.widths;
+        let (stride, third) = (wide_bytes(widths), third_bytes(widths));
+        let (from, to) = if level == Level::Third { (0, third) } else { (third, stride) };
+        if from == to {
+            return Ok(wanted);
+        }
+        let end = self.sketch.wide_codes.len().min((tile + 1) * TILE * stride);
+        let codes = &self.sketch.wide_codes.slice(tile * TILE * stride..end)?[from..];
+        let late = &mut with.late[level as usize];
+        if late.tile != Some(tile) {
+            (late.tile, late.fetched, late.is_interleaved) = (Some(tile), 0, false);
+        }
+        for r in bits(wanted & !late.fetched) {
+            self.kernels.prefetch(&codes[r * stride..r * stride + to - from]);
+        }
+        late.fetched |= wanted;
+        let bounds = Bounds::of(terms);
+        let test = |query: u32| {
+            let terms = &self.terms[query as usize];
+            if level == Level::Third { terms.third(bounds) } else { terms.last(bounds) }
+        };
+        let residuals = &terms[field::THIRD_RESIDUAL..][..TILE];
+        let quarter = |start: usize| Rows {
+            codes: &codes[start * stride..],
+            stride,
+            residuals: residuals[start..start + QUARTER].try_into().expect("a quarter of a tile"),
+        };
         with.asked.clear();
         with.asked_places.clear();
+        with.asking.iter_mut().for_each(Vec::clear);
         for (place, mask) in with.masks.iter().enumerate() {
             if mask.count_ones() >= DENSE_ROWS {
                 with.asked.push(with.open[place]);
                 with.asked_places.push(place);
+            } else {
+                ask(&mut with.asking, place, *mask);
             }
         }
-        if with.asked.len() < DENSE_QUERIES {
-            return;
+        if with.asked.len() >= DENSE_QUERIES {
+            if !late.is_interleaved {
+                late.is_interleaved = true;
+                late.interleaved.resize(TILE * (to - from), 0);
+                for start in (0..codes.len().div_ceil(stride)).step_by(QUARTER) {
+                    self.kernels.interleave(&quarter(start), to - from, &mut late.interleaved[start * 4..]);
+                }
+            }
+            with.tests.clear();
+            with.tests.extend(with.asked.iter().map(|query| test(*query)));
+            with.decisions.resize(with.asked.len(), Decision::default());
+            let dense = Dense {
+                codes: &late.interleaved,
+                bytes: to - from,
+                query_codes: &self.wide_codes,
+                stride,
+                from,
+                queries: &with.asked,
+                places: &with.asked_places,
+                tests: &with.tests,
+                residuals,
+            };
+            self.kernels.dense(&dense, &mut with.values, &mut with.decisions);
+            for (place, decision) in with.asked_places.iter().zip(&with.decisions) {
+                let own = &mut out[with.places[*place]];
+                own.inside |= own.unsure & decision.inside;
+                own.unsure &= decision.unsure;
+            }
+        } else {
+            for place in &with.asked_places {
+                ask(&mut with.asking, *place, with.masks[*place]);
+            }
         }
-        let bytes = full_bytes(self.sketch.basis.dim);
-        if with.interleaved_tile != Some(tile) {
-            with.interleaved_tile = Some(tile);
-            with.interleaved.resize(TILE * bytes, 0);
-            interleave(codes, bytes, &mut with.interleaved);
+        // A quarter of the tile at a time: its codes and those of the queries stay in the first-level cache.
+        for (part, places) in with.asking.iter().enumerate().filter(|(_, places)| !places.is_empty()) {
+            let start = part * QUARTER;
+            let rows = quarter(start);
+            for place in places {
+                let place = *place as usize;
+                let mask = (with.masks[place] >> start) as u16;
+                let (own, query) = (&mut out[with.places[place]], with.open[place]);
+                let code = &self.wide_codes[query as usize * stride..][from..to];
+                let values = &mut with.values[place][start..start + QUARTER];
+                let values = values.try_into().expect("a quarter of a tile");
+                let (inside, open) = self.kernels.wide(&rows, code, mask, values, &test(query));
+                own.inside |= u64::from(inside) << start;
+                own.unsure &= !(u64::from(mask & !open) << start);
+            }
         }
-        with.tests.clear();
-        with.tests.extend(with.asked.iter().map(|query| self.terms[*query as usize].full(bounds)));
-        with.decisions.resize(with.asked.len(), Decision::default());
-        let dense = Dense {
-            codes: &with.interleaved,
-            bytes,
-            query_codes: &self.full_codes,
-            queries: &with.asked,
-            places: &with.asked_places,
-            tests: &with.tests,
-        };
-        self.kernels.dense(&dense, &with.values, &mut with.decisions);
-        for (place, decision) in with.asked_places.iter().zip(&with.decisions) {
-            let own = &mut out[with.places[*place]];
-            own.inside |= own.unsure & decision.inside;
-            own.unsure &= decision.unsure;
-            with.masks[*place] = 0;
+        let mut left = 0;
+        for (place, mask) in with.places.iter().zip(&mut with.masks) {
+            *mask = out[*place].unsure;
+            left |= *mask;
         }
-    }
-}
-
-/// Interleaves the codes of at most 64 rows by groups of four bytes, like those of a prefix.
-fn interleave(codes: &[u8], bytes: usize, into: &mut [u8]) {
-    let lanes: &mut [[u8; 4]] = bytemuck::cast_slice_mut(into);
-    // Sixteen groups at a time: what they are written to stays in the first-level cache.
-    for (part, lanes) in lanes.chunks_exact_mut(LINE / 4 * TILE).enumerate() {
-        for (r, row) in codes.chunks_exact(bytes).enumerate() {
-            let fours: &[[u8; 4]] = bytemuck::cast_slice(&row[part * LINE..(part + 1) * LINE]);
-            lanes[r..].iter_mut().step_by(TILE).zip(fours).for_each(|(lane, four)| *lane = *four);
-        }
+        Ok(left)
     }
 }
 
@@ -319,39 +357,69 @@ fn encode(
     along: f64,
     prefix: &mut [i8],
     lead: &mut [i8],
-    full: &mut [i8],
+    wide: &mut [i8],
 ) -> QueryTerms {
     let (basis, steps) = (&sketch.basis, sketch.steps);
-    let [first_step, second_step, rest_step] = [steps.first, steps.second, steps.rest].map(f64::from);
-    let (first, leading) = (basis.first, fine_width(basis.width));
-    let step_of = |k: usize| if k < first { first_step } else { second_step };
+    let [first_step, second_step, third_step, rest_step] = steps.each().map(f64::from);
+    let Widths { first, second, third, all: _ } = basis.widths;
+    let leading = fine_width(second);
+    let step_of = |k: usize| steps.of(basis.widths, k);
     let a: Vec<f64> = split.z.iter().map(|x| f64::from(*x)).collect();
     // One integer sum serves both parts of the prefix: the scale of the first is a power of two times the second's.
-    let (first_scale, second_scale) = (largest(&a[..first]) * first_step, largest(&a[first..]) * second_step);
+    let (first_scale, second_scale) = (largest(&a[..first]) * first_step, largest(&a[first..second]) * second_step);
     let ratio = if second_scale > 0.0 { (first_scale / second_scale).log2().floor().max(0.0) as u32 } else { 0 };
     let shift = ratio.min(MAX_SHIFT);
     let power = f64::from(1u32 << shift);
     let scale = up(second_scale.max(first_scale / power) / 127.0);
     let step = [power * f64::from(scale) * inverse(first_step), f64::from(scale) * inverse(second_step)];
     let (mut lost, first_sum) = code(&a[..first], step[0], prefix);
-    let (second_lost, second_sum) = code(&a[first..], step[1], &mut prefix[first..]);
+    let (second_lost, second_sum) = code(&a[first..second], step[1], &mut prefix[first..]);
     lost.extend(second_lost);
     // What the leading codes lose, in units of the rows' steps.
     let missing: Vec<f64> = lost[..leading].iter().enumerate().map(|(k, x)| x * step_of(k)).collect();
     let lead_scale = up(largest(&missing) / 127.0);
     let (lead_lost, lead_sum) = code(&missing, f64::from(lead_scale), lead);
+    let (third_codes, others) = wide.split_at_mut(third_bytes(basis.widths));
+    let third_scale = up(largest(&a[second..third]) * third_step / 127.0);
+    let (third_lost, third_sum) = code(&a[second..third], f64::from(third_scale) * inverse(third_step), third_codes);
     // One integer sum serves the refinement and the rest.
     let finer: Vec<f64> = a[..leading].iter().enumerate().map(|(k, x)| x * (step_of(k) / FINER)).collect();
-    let full_scale = up(largest(&finer).max(largest(&split.rest) * rest_step) / 127.0);
-    let (fine, rest) = full.split_at_mut(FINE);
-    let (finer_lost, fine_sum) = code(&finer, f64::from(full_scale), fine);
-    let (rest_lost, rest_sum) = code(&split.rest, f64::from(full_scale) * inverse(rest_step), rest);
-    let offset = along * basis.mean_square;
+    let last_scale = up(largest(&finer).max(largest(&a[third..]) * rest_step) / 127.0);
+    let (fine, rest) = others.split_at_mut(FINE);
+    let (finer_lost, fine_sum) = code(&finer, f64::from(last_scale), fine);
+    let (rest_lost, rest_sum) = code(&a[third..], f64::from(last_scale) * inverse(rest_step), rest);
+    let (offset, spread) = (along * basis.mean_square, up(along.abs()));
     let residual = |z: &[f32]| up(basis.residual(split.square, z) * (1.0 + NORM_SLACK));
+    let at_first = Bounds {
+        first_lost: norm(&a[..first]),
+        first_length: norm(&lost[..first]),
+        spread,
+        ..Bounds::default()
+    };
+    let at_second = Bounds { second_lost: norm(&a[first..second]), second_length: norm(&lost[first..]), ..at_first };
+    let at_third = Bounds {
+        lead_lost: norm(&a[..leading]),
+        lead_length: norm(&lead_lost),
+        plain_lost: norm(&a[leading..second]),
+        plain_length: norm(&lost[leading..]),
+        third_lost: norm(&a[second..third]),
+        third_length: norm(&third_lost),
+        spread,
+        ..Bounds::default()
+    };
+    let at_last = Bounds {
+        lead_lost: 0.0,
+        fine_lost: at_third.lead_lost,
+        fine_length: norm(&finer_lost),
+        rest_lost: norm(&a[third..]),
+        rest_length: norm(&rest_lost),
+        residual: residual(&split.z),
+        ..at_third
+    };
     QueryTerms {
         offset: offset as f32,
         along: along as f32,
-        spread: up(along.abs()),
+        spread,
         shift,
         first_scale: scale * power as f32,
         first_start: -128 * first_sum,
@@ -359,24 +427,18 @@ fn encode(
         second_start: -128 * ((first_sum << shift) + second_sum),
         lead_scale,
         lead_start: -128 * lead_sum,
-        full_scale,
-        full_start: -128 * (fine_sum + rest_sum),
+        third_scale,
+        third_start: -128 * third_sum,
+        last_scale,
+        last_start: -128 * (fine_sum + rest_sum),
         first_residual: residual(&split.z[..first]),
-        residual: residual(&split.z),
-        first_length: norm(&a[..first]),
-        first_lost: norm(&lost[..first]),
-        second_length: norm(&a[first..]),
-        second_lost: norm(&lost[first..]),
-        length: norm(&a),
-        lead_length: norm(&a[..leading]),
-        lead_lost: norm(&lead_lost),
-        finer_lost: norm(&finer_lost),
-        plain_length: norm(&a[leading..]),
-        plain_lost: norm(&lost[leading..]),
-        // `p` itself is `split.rest` but for its error.
-        rest_length: up(f64::from(norm(&split.rest)) + split.rest_error),
-        rest_lost: up(f64::from(norm(&rest_lost)) + split.rest_error),
-        slack: FLOAT_SLACK + basis.defect(f64::from(norm(&a)), LONGEST) + 2e-7 * (offset.abs() + along.abs() * LONGEST),
+        second_residual: residual(&split.z[..second]),
+        third_residual: residual(&split.z[..third]),
+        length: norm(&a[..second]),
+        errors: [at_first, at_second, at_third, at_last],
+        slack: FLOAT_SLACK
+            + basis.defect(f64::from(norm(&a)), sketch.farthest)
+            + 2e-7 * (offset.abs() + along.abs() * LONGEST),
         inside: 0.0,
         outside: 0.0,
     }

@@ -4,9 +4,9 @@
 use half::f16;
 use proptest::prelude::*;
 
-use super::kernel::{Decision, FullTest, IntKernels};
+use super::kernel::{Decision, IntKernels, QUARTER, Rows, WideTest};
 use super::levels::Steps;
-use super::{Basis, Queries, Settling, Sketch, TILE};
+use super::{Basis, Queries, Settling, Sketch, TILE, Widths};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::exact;
@@ -64,11 +64,11 @@ fn bit(decision: &Decision, b: usize) -> Option<bool> {
 /// What a sketch is made with, good or bad: no bound may rely on it.
 #[derive(Clone, Debug)]
 struct Making {
-    /// Columns of the first level, in groups of four, and all.
+    /// Columns of the first level, in groups of four, and what the others add.
     first: usize,
-    width: usize,
+    more: [usize; 3],
     /// Factors of the steps that fit: small ones clip nearly every coordinate, 0 codes nothing, large ones are coarse.
-    steps: [f32; 3],
+    steps: [f32; 4],
     /// Noise on the columns, which leaves them only nearly orthonormal.
     bend: f32,
     /// Whether the mean is far from all rows instead of among them.
@@ -77,9 +77,10 @@ struct Making {
 
 fn making() -> impl Strategy<Value = Making> {
     let factor = || prop::sample::select(vec![1.0f32, 1.0, 0.7, 0.1, 0.001, 0.0, 5.0]);
-    let widths = (0usize..40, 1usize..150);
-    (widths, [factor(), factor(), factor()], prop::sample::select(vec![0.0f32, 1e-6, 1e-4]), any::<bool>())
-        .prop_map(|((first, width), steps, bend, is_far)| Making { first: 4 * first, width, steps, bend, is_far })
+    let widths = (1usize..30, [0usize..90, 0usize..90, 0usize..170]);
+    let bend = prop::sample::select(vec![0.0f32, 1e-6, 1e-4]);
+    (widths, [factor(), factor(), factor(), factor()], bend, any::<bool>())
+        .prop_map(|((first, more), steps, bend, is_far)| Making { first: 4 * first, more, steps, bend, is_far })
 }
 
 impl Making {
@@ -87,11 +88,14 @@ impl Making {
         let n = rows.len() / dim;
         let at = |p: usize| Ok(&rows[p * dim..(p + 1) * dim]);
         let control = Control::default();
-        let width = self.width.min(dim);
-        // A first level as wide as the prefix may have any width.
-        let first = if self.first == 0 { width } else { self.first.min(width) };
-        let first = if first < width { first } else { width };
-        let mut basis = Basis::train(&at, (n, dim), (first, width), 3, &control).unwrap();
+        let first = self.first.min(dim);
+        let mut end = first;
+        let [second, third, all] = self.more.map(|more| {
+            end = (end + more).min(dim);
+            end
+        });
+        let widths = Widths { first, second, third, all };
+        let mut basis = Basis::train(&at, (n, dim), widths, 3, &control).unwrap();
         let mut state = 7u32;
         let mut noise = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -99,10 +103,11 @@ impl Making {
         };
         let columns = basis.columns.iter().map(|c| c + self.bend * noise()).collect();
         let mean = if self.is_far { rows[..dim].iter().map(|x| -1.06 * x).collect() } else { basis.mean.clone() };
-        basis = Basis::new(dim, (first, width), mean, columns, 0.0, 0.0);
+        basis = Basis::new(dim, widths, mean, columns, 0.0, 0.0);
         basis.skew = basis.measured_skew();
         let mut steps = super::encode::steps(&basis, &at, n).unwrap();
-        for (step, factor) in [&mut steps.first, &mut steps.second, &mut steps.rest].into_iter().zip(self.steps) {
+        let each = [&mut steps.first, &mut steps.second, &mut steps.third, &mut steps.rest];
+        for (step, factor) in each.into_iter().zip(self.steps) {
             *step = (*step * factor).min(0.99 * super::MAX_STEP);
         }
         Sketch::with(basis, steps, &at, n, &control).unwrap()
@@ -217,12 +222,38 @@ proptest! {
         let sum = |row: &[u8]| row.iter().zip(&query).map(|(x, q)| i32::from(*x) * i32::from(*q)).sum::<i32>();
         // Small integers are exact in float32, so the masks must be what the sums say.
         let sums: Vec<i32> = rows.chunks_exact(192).map(|row| sum(row) - middle).collect();
-        let test = FullTest { scale: 1.0, start: -middle, inside: 50_000.0, outside: -50_000.0 };
-        let bits = |is: fn(i32) -> bool| sums.iter().enumerate().fold(0u16, |m, (r, s)| m | u16::from(is(*s)) << r) & mask;
+        let test = WideTest { scale: 1.0, start: -middle, residual: 2.0, inside: 50_000.0, outside: -50_000.0 };
+        let residuals = std::array::from_fn(|r| 1000.0 * r as f32);
+        let bits = |is: fn(i32, i32) -> bool| {
+            sums.iter().enumerate().fold(0u16, |m, (r, s)| m | u16::from(is(*s, 2000 * r as i32)) << r) & mask
+        };
         for kernels in IntKernels::available() {
-            let (inside, open) = kernels.full(&rows, &query, mask, &[0.0; 16], &test);
-            prop_assert_eq!(inside, bits(|s| s >= 50_000), "{}", kernels.name());
-            prop_assert_eq!(open, bits(|s| (-50_000..50_000).contains(&s)), "{}", kernels.name());
+            let part = Rows { codes: &rows, stride: 192, residuals: &residuals };
+            let mut values = [0.0; QUARTER];
+            let (inside, open) = kernels.wide(&part, &query, mask, &mut values, &test);
+            prop_assert_eq!(inside, bits(|s, e| s - e >= 50_000), "{}", kernels.name());
+            prop_assert_eq!(open, bits(|s, e| s - e < 50_000 && s + e >= -50_000), "{}", kernels.name());
+            for (r, (sum, value)) in sums.iter().zip(&values).enumerate() {
+                prop_assert!(mask >> r & 1 == 0 || *value == *sum as f32, "{}", kernels.name());
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_interleave_alike(
+        rows in prop::collection::vec(any::<u8>(), 16 * 192), count in 1usize..=16, from in 0usize..=64,
+    ) {
+        let codes = &rows[from..count * 192];
+        let mut want = vec![0u8; TILE * 128];
+        for (r, row) in codes.chunks(192).enumerate() {
+            row[..128].iter().enumerate().for_each(|(k, x)| want[(k / 4 * TILE + r) * 4 + k % 4] = *x);
+        }
+        for kernels in IntKernels::available() {
+            let mut got = vec![0u8; TILE * 128];
+            kernels.interleave(&Rows { codes, stride: 192, residuals: &[0.0; QUARTER] }, 128, &mut got);
+            for r in (0..count).flat_map(|r| (0..32).map(move |g| (g * TILE + r) * 4)) {
+                prop_assert_eq!(&got[r..r + 4], &want[r..r + 4], "{}", kernels.name());
+            }
         }
     }
 }
@@ -237,8 +268,9 @@ fn sums_that_wrap_around_are_right() {
     let rows = [row.clone(), row.iter().map(|x| -x).collect()].concat();
     let at = |p: usize| Ok(&rows[p * dim..(p + 1) * dim]);
     let columns = (0..dim * dim).map(|i| if i % (dim + 1) == 0 { 1.0 } else { 0.0 }).collect();
-    let basis = Basis::new(dim, (first, dim), vec![0.0; dim], columns, 1e-9, 0.0);
-    let steps = Steps { first: row[0] / 127.0, second: 1e-6 / 127.0, rest: 0.0 };
+    let widths = Widths { first, second: dim, third: dim, all: dim };
+    let basis = Basis::new(dim, widths, vec![0.0; dim], columns, 1e-9, 0.0);
+    let steps = Steps { first: row[0] / 127.0, second: 1e-6 / 127.0, third: 0.0, rest: 0.0 };
     let sketch = Sketch::with(basis, steps, &at, 2, &Control::default()).unwrap();
     let caps = Caps::new(dim, &row, &[0.0]).unwrap();
     for kernels in IntKernels::available() {

@@ -8,13 +8,15 @@ use crate::build::{MAX_DIM, Params, Rows};
 use crate::control::Control;
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
-use crate::sketch::{Basis, GROUP_TERMS, MAX_PREFIX, MAX_STEP, ROW_TERMS, Sketch, Steps, TILE, full_bytes, padded};
+use crate::sketch::{
+    Basis, GROUP_TERMS, LONGEST, MAX_PREFIX, MAX_STEP, ROW_TERMS, Sketch, Steps, TILE, Widths, padded, wide_bytes,
+};
 use crate::store::{Array, Folder, FolderWriter};
 use crate::threads::Threads;
 use crate::vectors::{NormRange, Precision, Vectors, row, with_elements};
 
 /// First format version with the sketches of today.
-const SKETCHES: u64 = 2;
+const SKETCHES: u64 = 3;
 
 /// Bytes that are written between two looks at whether to stop.
 const PART_BYTES: usize = 16 << 20;
@@ -34,7 +36,13 @@ pub(super) struct Meta {
     first: usize,
     prefix: usize,
     #[serde(default)]
+    third: usize,
+    #[serde(default)]
+    columns: usize,
+    #[serde(default)]
     steps: Steps,
+    #[serde(default)]
+    farthest: f64,
     skew: f64,
     projection_error: f64,
     pub norms: Norms,
@@ -42,26 +50,46 @@ pub(super) struct Meta {
 
 impl Meta {
     pub fn new(rows: &Rows, params: &Params, norms: Norms, nodes: usize, sketch: &Sketch) -> Self {
+        let count = rows.vectors.len() / rows.dim;
+        Meta::of((count, rows.dim), rows.vectors.storage(), params, norms, nodes, sketch)
+    }
+
+    fn of(
+        (rows, dim): (usize, usize),
+        storage: Storage,
+        params: &Params,
+        norms: Norms,
+        nodes: usize,
+        sketch: &Sketch,
+    ) -> Self {
+        let basis = &sketch.basis;
         Meta {
             writer: concat!("captree ", env!("CARGO_PKG_VERSION")).into(),
-            rows: rows.vectors.len() / rows.dim,
-            dim: rows.dim,
-            storage: rows.vectors.storage(),
+            rows,
+            dim,
+            storage,
             nodes,
             fanout: params.fanout,
             leaf_size: params.leaf_size,
             seed: params.seed,
-            first: sketch.basis.first,
-            prefix: sketch.basis.width,
+            first: basis.widths.first,
+            prefix: basis.widths.second,
+            third: basis.widths.third,
+            columns: basis.widths.all,
             steps: sketch.steps,
-            skew: sketch.basis.skew,
-            projection_error: sketch.basis.projection_error,
+            farthest: sketch.farthest,
+            skew: basis.skew,
+            projection_error: basis.projection_error,
             norms,
         }
     }
 
     pub fn params(&self) -> Params {
         Params { fanout: self.fanout, leaf_size: self.leaf_size, seed: self.seed }
+    }
+
+    fn widths(&self) -> Widths {
+        Widths { first: self.first, second: self.prefix, third: self.third, all: self.columns }
     }
 
     fn sketch_shapes(&self) -> SketchShapes {
@@ -71,7 +99,7 @@ impl Meta {
             tile_terms: [tiles.div_ceil(TILE), GROUP_TERMS],
             row_codes: [tiles, groups, TILE, 4],
             row_terms: [tiles, ROW_TERMS],
-            full_codes: [self.rows, full_bytes(self.dim)],
+            wide_codes: [self.rows, wide_bytes(self.widths())],
         }
     }
 
@@ -100,9 +128,15 @@ impl Meta {
             let found = (self.first, self.prefix);
             return Some(format!("expected a first level of whole groups of four dims of the prefix, found {found:?}"));
         }
+        if !(self.prefix <= self.third && self.third <= self.columns && self.columns <= self.dim) {
+            return Some(format!("expected levels each as wide as the one before, found {:?}", self.widths()));
+        }
         // Anything near these ends is no sketch that was ever made; the bounds' slack counts on it.
-        if [self.steps.first, self.steps.second, self.steps.rest].iter().any(|s| !(0.0..MAX_STEP).contains(s)) {
+        if self.steps.each().iter().any(|s| !(0.0..MAX_STEP).contains(s)) {
             return Some(format!("expected code steps from 0 to {MAX_STEP}, found {:?}", self.steps));
+        }
+        if !(0.0..LONGEST).contains(&self.farthest) {
+            return Some(format!("expected rows less than {LONGEST} from their mean, found {}", self.farthest));
         }
         if !(0.0..0.01).contains(&self.skew) || !(0.0..0.01).contains(&self.projection_error) {
             let found = (self.skew, self.projection_error);
@@ -140,18 +174,19 @@ pub(super) fn write<E: Element>(
     }
     vectors.finish()?;
     let shapes = meta.sketch_shapes();
-    let Sketch { basis, steps: _, tile_codes, tile_terms, row_codes, row_terms, full_codes } = arrays.sketch;
+    let Sketch { basis, steps: _, tile_codes, tile_terms, row_codes, row_terms, wide_codes, farthest: _ } =
+        arrays.sketch;
     put(&mut writer, "rows", &[n], arrays.rows, control)?;
     put(&mut writer, "positions", &[n], arrays.positions, control)?;
     put(&mut writer, "nodes", &[arrays.nodes.len()], arrays.nodes, control)?;
     put(&mut writer, "centers", &[arrays.nodes.len(), meta.dim], arrays.centers, control)?;
     put(&mut writer, "sketch_mean", &[meta.dim], &basis.mean, control)?;
-    put(&mut writer, "sketch_basis", &[basis.width, meta.dim], &basis.columns, control)?;
+    put(&mut writer, "sketch_basis", &[basis.widths.all, meta.dim], &basis.columns, control)?;
     put(&mut writer, "tile_codes", &shapes.tile_codes, whole(tile_codes)?, control)?;
     put(&mut writer, "tile_terms", &shapes.tile_terms, whole(tile_terms)?, control)?;
     put(&mut writer, "prefix_codes", &shapes.row_codes, whole(row_codes)?, control)?;
     put(&mut writer, "prefix_terms", &shapes.row_terms, whole(row_terms)?, control)?;
-    put(&mut writer, "full_codes", &shapes.full_codes, whole(full_codes)?, control)?;
+    put(&mut writer, "wide_codes", &shapes.wide_codes, whole(wide_codes)?, control)?;
     writer.finish(meta)
 }
 
@@ -181,10 +216,10 @@ fn read_sketch(folder: &Folder, meta: &Meta) -> Result<Sketch> {
     }
     let shapes = meta.sketch_shapes();
     let mean = folder.array::<f32>("sketch_mean", &[meta.dim])?;
-    let columns = folder.array::<f32>("sketch_basis", &[meta.prefix, meta.dim])?;
+    let columns = folder.array::<f32>("sketch_basis", &[meta.columns, meta.dim])?;
     let mean = mean.slice(0..mean.len())?.to_vec();
     let columns = columns.slice(0..columns.len())?.to_vec();
-    let basis = Basis::new(meta.dim, (meta.first, meta.prefix), mean, columns, meta.skew, meta.projection_error);
+    let basis = Basis::new(meta.dim, meta.widths(), mean, columns, meta.skew, meta.projection_error);
     if !basis.has_valid_mean() {
         let (path, reason) = (folder.path().to_owned(), "expected a mean that is zero or a direction".into());
         return Err(Error::Corrupt { path, reason });
@@ -192,11 +227,12 @@ fn read_sketch(folder: &Folder, meta: &Meta) -> Result<Sketch> {
     Ok(Sketch {
         basis,
         steps: meta.steps,
+        farthest: meta.farthest,
         tile_codes: folder.array("tile_codes", &shapes.tile_codes)?,
         tile_terms: folder.array("tile_terms", &shapes.tile_terms)?,
         row_codes: folder.array("prefix_codes", &shapes.row_codes)?,
         row_terms: folder.array("prefix_terms", &shapes.row_terms)?,
-        full_codes: folder.array("full_codes", &shapes.full_codes)?,
+        wide_codes: folder.array("wide_codes", &shapes.wide_codes)?,
     })
 }
 
@@ -206,12 +242,12 @@ struct SketchShapes {
     tile_terms: [usize; 2],
     row_codes: [usize; 4],
     row_terms: [usize; 2],
-    full_codes: [usize; 2],
+    wide_codes: [usize; 2],
 }
 
 impl Tree {
     /// Maps the tree at `path`. Takes milliseconds whatever its size: rows are checked as they are first read. (A tree of
-    /// format version 1 takes as long as making its sketches anew.)
+    /// format version 1 or 2 takes as long as making its sketches anew.)
     ///
     /// Errors: [`Error::NotFound`], [`Error::Corrupt`], [`Error::NewerVersion`], [`Error::Io`].
     pub fn open(path: &Path) -> Result<Tree> {
@@ -243,22 +279,7 @@ impl Tree {
     /// Errors: [`Error::Io`], [`Error::InvalidParameter`] if something that is no tree lies there, and what reading gives.
     pub fn save(&self, path: &Path, threads: &Threads, control: &Control) -> Result<()> {
         let n = self.len();
-        let meta = Meta {
-            writer: concat!("captree ", env!("CARGO_PKG_VERSION")).into(),
-            rows: n,
-            dim: self.dim,
-            storage: self.storage(),
-            nodes: self.nodes.len(),
-            fanout: self.params.fanout,
-            leaf_size: self.params.leaf_size,
-            seed: self.params.seed,
-            first: self.sketch.basis.first,
-            prefix: self.sketch.basis.width,
-            steps: self.sketch.steps,
-            skew: self.sketch.basis.skew,
-            projection_error: self.sketch.basis.projection_error,
-            norms: self.norms,
-        };
+        let meta = Meta::of((n, self.dim), self.storage(), &self.params, self.norms, self.nodes.len(), &self.sketch);
         let arrays = Arrays {
             rows: self.rows.slice(0..n)?,
             positions: self.positions.slice(0..n)?,

@@ -1,6 +1,6 @@
 //! The tile loops, written once over [`Lanes`].
 
-use super::{Decision, Dense, FullTest, Part, Prefix, QueryTerms, Test};
+use super::{Asking, Decision, Dense, Prefix, QueryTerms, Rows, Test, WideTest};
 use crate::sketch::TILE;
 
 /// Rows that one register set holds.
@@ -30,8 +30,9 @@ pub(super) trait Lanes {
     /// reach of tiles. Writes the values that were tested to `values`, unless that is null.
     unsafe fn test<const GROUP: bool>(sums: Self::Sums, terms: *const f32, test: &Test, values: *mut f32)
     -> (u16, u16);
-    /// Bits of rows surely inside, and of rows not surely outside, at full width; `values` has sixteen readable numbers.
-    unsafe fn full_test(sums: Self::Sums, values: *const f32, test: &FullTest) -> (u16, u16);
+    /// Bits of rows surely inside, and of rows not surely outside, by the test of one of the wider levels; updates sixteen
+    /// values, `residuals` has as many readable numbers.
+    unsafe fn wide_test(sums: Self::Sums, values: *mut f32, residuals: *const f32, test: &WideTest) -> (u16, u16);
     /// Adds `scale (sum + start)` to sixteen values.
     unsafe fn add_values(sums: Self::Sums, start: i32, scale: f32, values: *mut f32);
 }
@@ -61,7 +62,7 @@ pub(super) unsafe fn level<L: Lanes, const LEVEL: u8>(prefix: &Prefix<'_>, queri
 }
 
 /// The second level of a tile for those sixteen rows of each query of which `masks` has a bit; then what the query's leading
-/// codes lost, for those of which some row stays open. `values` has one entry per query, `parts` is a buffer.
+/// codes lost, for those of which some row stays open. `values` has one entry per query, `asking` is a buffer.
 ///
 /// # Safety
 /// As for [`level`].
@@ -72,67 +73,71 @@ pub(super) unsafe fn second<L: Lanes>(
     masks: &[u64],
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
-    parts: &mut Vec<Part>,
+    asking: &mut Asking,
 ) {
-    parts.clear();
+    asking.iter_mut().for_each(Vec::clear);
     // SAFETY: forwarded from the caller; places stay below the number of queries, parts below four.
     unsafe {
-        for (block_number, masks) in masks.chunks(4).enumerate() {
-            let first = 4 * block_number;
-            let before = parts.len();
-            for (q, mask) in masks.iter().enumerate() {
-                open_parts(parts, first + q, *mask);
-                *out.get_unchecked_mut(first + q) = Decision::default();
-            }
+        for (four, masks) in masks.chunks(4).enumerate() {
             // With most parts wanted it costs less to do all.
-            if masks.len() == 4 && parts.len() - before > 8 {
-                parts.truncate(before);
-                block::<L, SECOND, 4>(prefix, queries, first, out, values);
+            let wanted: u32 = masks.iter().map(|mask| parts_of(*mask).count_ones()).sum();
+            if masks.len() == 4 && wanted > 11 {
+                block::<L, SECOND, 4>(prefix, queries, 4 * four, out, values);
+                continue;
+            }
+            for (q, mask) in masks.iter().enumerate() {
+                *out.get_unchecked_mut(4 * four + q) = Decision::default();
+                ask(asking, 4 * four + q, *mask);
             }
         }
-        for four in parts.chunks(4) {
-            let mut sums = [L::zero(); 4];
-            let at = places(four);
-            let query = query_codes(prefix.query_codes, prefix.bytes, queries, &at);
-            scattered::<L>(prefix.codes.as_ptr(), (0, prefix.first), &query, &at, &mut sums);
-            for c in 0..4 {
-                sums[c] = L::shift(sums[c], terms_of(prefix, queries, at[c]).shift);
-            }
-            scattered::<L>(prefix.codes.as_ptr(), (prefix.first, prefix.bytes), &query, &at, &mut sums);
-            for (c, (place, part)) in four.iter().enumerate() {
-                let test = terms_of(prefix, queries, at[c]).test::<SECOND>(prefix.bounds());
-                let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(*part as usize * ROWS);
-                let terms = prefix.terms.as_ptr().add(*part as usize * ROWS);
-                let (inside, open) = L::test::<false>(sums[c], terms, &test, own);
-                let decision = out.get_unchecked_mut(*place as usize);
-                decision.inside |= u64::from(inside) << (*part as usize * ROWS);
-                decision.unsure |= u64::from(open & !inside) << (*part as usize * ROWS);
+        for (part, places) in asking.iter().enumerate() {
+            let codes = prefix.codes.as_ptr().add(part * ROWS * 4);
+            for four in places.chunks(4) {
+                let at = padded(four);
+                let mut sums = [L::zero(); 4];
+                let query = query_codes(prefix.query_codes, prefix.bytes, queries, &at);
+                together::<L>(codes, (0, prefix.first), &query, &mut sums);
+                for c in 0..4 {
+                    sums[c] = L::shift(sums[c], terms_of(prefix, queries, at[c]).shift);
+                }
+                together::<L>(codes, (prefix.first, prefix.bytes), &query, &mut sums);
+                for (c, place) in four.iter().enumerate() {
+                    let test = terms_of(prefix, queries, *place).test::<SECOND>(prefix.bounds());
+                    let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
+                    let (inside, open) = L::test::<false>(sums[c], prefix.terms.as_ptr().add(part * ROWS), &test, own);
+                    let decision = out.get_unchecked_mut(*place as usize);
+                    decision.inside |= u64::from(inside) << (part * ROWS);
+                    decision.unsure |= u64::from(open & !inside) << (part * ROWS);
+                }
             }
         }
-        parts.clear();
+        asking.iter_mut().for_each(Vec::clear);
         for (place, (decision, mask)) in out.iter().zip(masks).enumerate() {
-            open_parts(parts, place, decision.unsure & mask);
+            ask(asking, place, decision.unsure & mask);
         }
-        for four in parts.chunks(4) {
-            let mut sums = [L::zero(); 4];
-            let at = places(four);
-            let query = query_codes(prefix.lead_codes, prefix.lead, queries, &at);
-            scattered::<L>(prefix.codes.as_ptr(), (0, prefix.lead), &query, &at, &mut sums);
-            for (c, (place, part)) in four.iter().enumerate() {
-                let terms = terms_of(prefix, queries, at[c]);
-                let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(*part as usize * ROWS);
-                L::add_values(sums[c], terms.lead_start, terms.lead_scale, own);
+        for (part, places) in asking.iter().enumerate() {
+            let codes = prefix.codes.as_ptr().add(part * ROWS * 4);
+            for four in places.chunks(4) {
+                let at = padded(four);
+                let mut sums = [L::zero(); 4];
+                let query = query_codes(prefix.lead_codes, prefix.lead, queries, &at);
+                together::<L>(codes, (0, prefix.lead), &query, &mut sums);
+                for (c, place) in four.iter().enumerate() {
+                    let terms = terms_of(prefix, queries, *place);
+                    let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
+                    L::add_values(sums[c], terms.lead_start, terms.lead_scale, own);
+                }
             }
         }
     }
 }
 
-/// The full width of a tile for all queries of `dense`.
+/// One of the wider levels, for all rows of a tile and all queries of `dense`.
 ///
 /// # Safety
 /// As for [`Lanes`], and the lengths that [`super::IntKernels`] checks.
 #[inline(always)]
-pub(super) unsafe fn dense<L: Lanes>(dense: &Dense<'_>, values: &[[f32; TILE]], out: &mut [Decision]) {
+pub(super) unsafe fn dense<L: Lanes>(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
     let mut i = 0;
     // SAFETY: forwarded from the caller; `i` stays below the number of queries.
     unsafe {
@@ -153,23 +158,24 @@ pub(super) unsafe fn dense<L: Lanes>(dense: &Dense<'_>, values: &[[f32; TILE]], 
 unsafe fn dense_block<L: Lanes, const Q: usize>(
     dense: &Dense<'_>,
     first: usize,
-    values: &[[f32; TILE]],
+    values: &mut [[f32; TILE]],
     out: &mut [Decision],
 ) {
-    // SAFETY: the tile and every query have `bytes` codes per row, every place has values.
+    // SAFETY: the tile has `bytes` codes per row, every query that many from place `from` on, every place has values.
     unsafe {
-        let mut query = [dense.query_codes.as_ptr(); Q];
+        let mut query = [dense.query_codes.as_ptr().add(dense.from); Q];
         for q in 0..Q {
-            query[q] = query[q].add(*dense.queries.get_unchecked(first + q) as usize * dense.bytes);
+            query[q] = query[q].add(*dense.queries.get_unchecked(first + q) as usize * dense.stride);
         }
         let mut sums = [[L::zero(); PARTS]; Q];
         products::<L, Q>(dense.codes.as_ptr(), (0, dense.bytes), &query, &mut sums);
         for q in 0..Q {
-            let values = values.get_unchecked(*dense.places.get_unchecked(first + q)).as_ptr();
+            let values = values.get_unchecked_mut(*dense.places.get_unchecked(first + q)).as_mut_ptr();
             let test = dense.tests.get_unchecked(first + q);
             let mut decision = Decision::default();
             for p in 0..PARTS {
-                let (inside, open) = L::full_test(sums[q][p], values.add(p * ROWS), test);
+                let residuals = dense.residuals.as_ptr().add(p * ROWS);
+                let (inside, open) = L::wide_test(sums[q][p], values.add(p * ROWS), residuals, test);
                 decision.inside |= u64::from(inside) << (p * ROWS);
                 decision.unsure |= u64::from(open & !inside) << (p * ROWS);
             }
@@ -178,66 +184,82 @@ unsafe fn dense_block<L: Lanes, const Q: usize>(
     }
 }
 
-/// Adds the parts of a tile in which a mask has bits.
-#[inline(always)]
-fn open_parts(parts: &mut Vec<Part>, place: usize, mask: u64) {
-    for part in 0..PARTS {
-        if mask >> (part * ROWS) & 0xffff != 0 {
-            parts.push((place as u32, part as u32));
+/// Copies four bytes at a time.
+///
+/// # Safety
+/// The lengths that [`super::IntKernels`] checks.
+pub(super) unsafe fn interleave(rows: &Rows<'_>, bytes: usize, into: &mut [u8]) {
+    for (r, row) in rows.codes.chunks(rows.stride).take(ROWS).enumerate() {
+        for (group, four) in row[..bytes].chunks_exact(4).enumerate() {
+            let at = (group * TILE + r) * 4;
+            into[at..at + 4].copy_from_slice(four);
         }
     }
 }
 
-/// Four parts; the last one stands in for those that are missing.
+/// Bit `p` says whether a mask has a bit among the sixteen rows of part `p`.
 #[inline(always)]
-fn places(parts: &[Part]) -> [Part; 4] {
-    let mut out = [parts[parts.len() - 1]; 4];
-    out[..parts.len()].copy_from_slice(parts);
+fn parts_of(mask: u64) -> u32 {
+    (0..PARTS).fold(0, |m, p| m | u32::from(mask >> (p * ROWS) & 0xffff != 0) << p)
+}
+
+/// Notes the parts that a query asks for.
+#[inline(always)]
+pub(crate) fn ask(asking: &mut Asking, place: usize, mask: u64) {
+    for (part, places) in asking.iter_mut().enumerate() {
+        if mask >> (part * ROWS) & 0xffff != 0 {
+            places.push(place as u32);
+        }
+    }
+}
+
+/// Four places; the last one stands in for those that are missing.
+#[inline(always)]
+fn padded(places: &[u32]) -> [u32; 4] {
+    let mut out = [places[places.len() - 1]; 4];
+    out[..places.len()].copy_from_slice(places);
     out
 }
 
 /// # Safety
 /// `at` names queries that are there.
 #[inline(always)]
-unsafe fn terms_of<'a>(prefix: &Prefix<'a>, queries: &[u32], at: Part) -> &'a QueryTerms {
+unsafe fn terms_of<'a>(prefix: &Prefix<'a>, queries: &[u32], place: u32) -> &'a QueryTerms {
     // SAFETY: forwarded from the caller.
-    unsafe { prefix.query_terms.get_unchecked(*queries.get_unchecked(at.0 as usize) as usize) }
+    unsafe { prefix.query_terms.get_unchecked(*queries.get_unchecked(place as usize) as usize) }
 }
 
 /// # Safety
 /// `at` names queries that are there, each with `bytes` codes.
 #[inline(always)]
-unsafe fn query_codes(codes: &[i8], bytes: usize, queries: &[u32], at: &[Part; 4]) -> [*const i8; 4] {
+unsafe fn query_codes(codes: &[i8], bytes: usize, queries: &[u32], at: &[u32; 4]) -> [*const i8; 4] {
     let mut out = [codes.as_ptr(); 4];
     for c in 0..4 {
         // SAFETY: forwarded from the caller.
-        out[c] = unsafe { out[c].add(*queries.get_unchecked(at[c].0 as usize) as usize * bytes) };
+        out[c] = unsafe { out[c].add(*queries.get_unchecked(at[c] as usize) as usize * bytes) };
     }
     out
 }
 
-/// Adds four dims at a time, from byte `from` to byte `to`, for four parts of a tile, each with a query of its own.
+/// Adds four dims at a time, from byte `from` to byte `to`, for sixteen rows of a tile and four queries.
 ///
 /// # Safety
-/// As for [`level`]; `codes` has a tile of `to` bytes per row, each query `to` bytes.
+/// As for [`level`]; `codes` has a tile of `to` bytes per row from these rows on, each query `to` bytes.
 #[inline(always)]
-unsafe fn scattered<L: Lanes>(
+unsafe fn together<L: Lanes>(
     codes: *const u8,
     (from, to): (usize, usize),
     query: &[*const i8; 4],
-    at: &[Part; 4],
     sums: &mut [L::Sums; 4],
 ) {
-    let mut g = from;
-    while g < to {
-        for c in 0..4 {
-            // SAFETY: groups of four dims lie 4 * TILE bytes apart, parts 4 * ROWS.
-            unsafe {
-                let rows = L::load(codes.add(g * TILE + at[c].1 as usize * ROWS * 4));
+    for g in (from..to).step_by(4) {
+        // SAFETY: groups of four dims lie 4 * TILE bytes apart.
+        unsafe {
+            let rows = L::load(codes.add(g * TILE));
+            for c in 0..4 {
                 sums[c] = L::add(sums[c], rows, L::four(query[c].add(g)));
             }
         }
-        g += 4;
     }
 }
 

@@ -6,6 +6,8 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+pub(super) use generic::ask;
+
 use std::sync::OnceLock;
 
 use super::TILE;
@@ -28,26 +30,18 @@ pub(crate) struct QueryTerms {
     pub second_start: i32,
     pub lead_scale: f32,
     pub lead_start: i32,
-    pub full_scale: f32,
-    pub full_start: i32,
-    /// What the first level's columns, and all of them, leave over.
+    pub third_scale: f32,
+    pub third_start: i32,
+    pub last_scale: f32,
+    pub last_start: i32,
+    /// What the columns of the first, the second and the third level leave over.
     pub first_residual: f32,
-    pub residual: f32,
-    /// `|a|` over the first level's columns, the others, all, the refined ones and those that are not; and what the codes
-    /// lose of them. `lead_lost` is left after the leading columns' second code, in units of the rows' steps.
-    pub first_length: f32,
-    pub first_lost: f32,
-    pub second_length: f32,
-    pub second_lost: f32,
+    pub second_residual: f32,
+    pub third_residual: f32,
+    /// `|a|` over the second level's columns.
     pub length: f32,
-    pub lead_length: f32,
-    pub lead_lost: f32,
-    pub finer_lost: f32,
-    pub plain_length: f32,
-    pub plain_lost: f32,
-    /// `|p|`, and what its code loses.
-    pub rest_length: f32,
-    pub rest_lost: f32,
+    /// What each of a tile's [`Bounds`] costs, per level.
+    pub errors: [Bounds; 4],
     /// What rounding and the basis may hide.
     pub slack: f64,
     /// A value this large, less its error, is inside.
@@ -71,25 +65,34 @@ struct Test {
     is_first: bool,
 }
 
-/// The test of one query at full width: `value + scale (sum + start)` of at least `inside` is inside, below `outside` it
-/// is outside.
-pub(crate) struct FullTest {
+/// The test of one query at one of the wider levels: with `value + scale (sum + start)` for the new value of a row, and
+/// `residual` times what the level's columns leave of it for the error that is its own, a value of at least `inside` is
+/// inside, below `outside` it is outside.
+pub(crate) struct WideTest {
     pub scale: f32,
     pub start: i32,
+    pub residual: f32,
     pub inside: f32,
     pub outside: f32,
 }
 
-impl FullTest {
+impl WideTest {
     /// Bits of the rows of `mask` that are inside, and of those that stay open.
     #[inline(always)]
-    fn decide(&self, sums: &[i32; QUARTER], values: &[f32; QUARTER], mask: u16) -> (u16, u16) {
+    fn decide(
+        &self,
+        sums: &[i32; QUARTER],
+        values: &mut [f32; QUARTER],
+        residuals: &[f32; QUARTER],
+        mask: u16,
+    ) -> (u16, u16) {
         let (mut inside, mut open) = (0, 0);
-        for (r, (sum, value)) in sums.iter().zip(values).enumerate() {
-            let value = value + self.scale * (sum.wrapping_add(self.start)) as f32;
-            inside |= u16::from(value >= self.inside) << r;
+        for (r, ((sum, value), residual)) in sums.iter().zip(values).zip(residuals).enumerate() {
+            let error = self.residual * residual;
+            *value += self.scale * (sum.wrapping_add(self.start)) as f32;
+            inside |= u16::from(*value - error >= self.inside) << r;
             // Written so that a value that is no number stays open.
-            open |= u16::from(!(value < self.outside)) << r;
+            open |= u16::from(!(*value + error < self.outside)) << r;
         }
         (inside & mask, open & !inside & mask)
     }
@@ -105,15 +108,11 @@ impl QueryTerms {
     /// The error that all rows of a tile share is part of the thresholds.
     #[inline(always)]
     fn test<const LEVEL: u8>(&self, bounds: &Bounds) -> Test {
-        let mut error =
-            self.spread * bounds.spread + self.first_length * bounds.first_lost + self.first_lost * bounds.first_length;
-        if LEVEL != generic::FIRST {
-            error += self.second_length * bounds.second_lost + self.second_lost * bounds.second_length;
-        }
+        let error = self.errors[usize::from(LEVEL != generic::FIRST)].times(bounds);
         let (scale, start, residual) = if LEVEL == generic::FIRST {
             (self.first_scale, self.first_start, self.first_residual)
         } else {
-            (self.second_scale, self.second_start, self.residual)
+            (self.second_scale, self.second_start, self.second_residual)
         };
         Test {
             scale,
@@ -129,26 +128,34 @@ impl QueryTerms {
         }
     }
 
-    /// The test at full width for the rows of a tile.
-    pub fn full(&self, bounds: &Bounds) -> FullTest {
-        let error = self.spread * bounds.spread
-            + self.lead_length * bounds.fine_lost
-            + self.finer_lost * bounds.fine_length
-            + self.lead_lost * bounds.lead_length
-            + self.plain_length * bounds.plain_lost
-            + self.plain_lost * bounds.plain_length
-            + self.rest_length * bounds.rest_lost
-            + self.rest_lost * bounds.rest_length;
-        FullTest {
-            scale: self.full_scale,
-            start: self.full_start,
+    /// The third level's test for the rows of a tile.
+    #[inline]
+    pub fn third(&self, bounds: &Bounds) -> WideTest {
+        let error = self.errors[2].times(bounds);
+        WideTest {
+            scale: self.third_scale,
+            start: self.third_start,
+            residual: self.third_residual,
+            inside: self.inside + error,
+            outside: self.outside - error,
+        }
+    }
+
+    /// The last level's test for the rows of a tile.
+    #[inline]
+    pub fn last(&self, bounds: &Bounds) -> WideTest {
+        let error = self.errors[3].times(bounds);
+        WideTest {
+            scale: self.last_scale,
+            start: self.last_start,
+            residual: 0.0,
             inside: self.inside + error,
             outside: self.outside - error,
         }
     }
 }
 
-/// Rows that [`IntKernels::full`] takes at a time.
+/// Rows that [`IntKernels::wide`] takes at a time.
 pub(crate) const QUARTER: usize = 16;
 
 /// One bit per row of a tile.
@@ -193,24 +200,39 @@ impl Prefix<'_> {
     }
 }
 
-/// The codes of a tile at full width, interleaved like those of a prefix, and the queries that ask for them.
+/// What one of the wider levels reads of all rows of a tile, interleaved like the codes of a prefix, and the queries that
+/// ask for it.
 pub(crate) struct Dense<'a> {
     pub codes: &'a [u8],
+    /// Bytes per row.
     pub bytes: usize,
-    /// Of all queries, `bytes` codes each.
+    /// Of all queries, `stride` codes each, of which the level reads `bytes` from place `from` on.
     pub query_codes: &'a [i8],
-    /// Numbers of those that ask, where the second level's values of each are, and their tests.
+    pub stride: usize,
+    pub from: usize,
+    /// Numbers of those that ask, where the values of each are, and their tests.
     pub queries: &'a [u32],
     pub places: &'a [usize],
-    pub tests: &'a [FullTest],
+    pub tests: &'a [WideTest],
+    /// What the level's columns leave of the rows.
+    pub residuals: &'a [f32],
 }
 
-/// Sixteen rows of a tile, part `1`, for the query at place `0`.
-pub(crate) type Part = (u32, u32);
+/// What one of the wider levels reads of sixteen rows, one after the other.
+pub(crate) struct Rows<'a> {
+    /// Their codes (plus 128), `stride` bytes from row to row.
+    pub codes: &'a [u8],
+    pub stride: usize,
+    /// What the level's columns leave of them.
+    pub residuals: &'a [f32; QUARTER],
+}
+
+/// Of each sixteen rows of a tile, the places of the queries that ask for them.
+pub(crate) type Asking = [Vec<u32>; TILE / QUARTER];
 
 type Level = unsafe fn(&Prefix<'_>, &[u32], &mut [Decision]);
-type Full = unsafe fn(&[u8], &[i8], u16, &[f32; QUARTER], &FullTest) -> (u16, u16);
-type Second = unsafe fn(&Prefix<'_>, &[u32], &[u64], &mut [Decision], &mut [[f32; TILE]], &mut Vec<Part>);
+type Wide = unsafe fn(&Rows<'_>, &[i8], u16, &mut [f32; QUARTER], &WideTest) -> (u16, u16);
+type Second = unsafe fn(&Prefix<'_>, &[u32], &[u64], &mut [Decision], &mut [[f32; TILE]], &mut Asking);
 
 /// The kernels of one instruction set. Holding one proves that the CPU has it.
 #[derive(Clone, Copy)]
@@ -219,8 +241,9 @@ pub(crate) struct IntKernels {
     first: Level,
     second: Second,
     group: Level,
-    dense: unsafe fn(&Dense<'_>, &[[f32; TILE]], &mut [Decision]),
-    full: Full,
+    dense: unsafe fn(&Dense<'_>, &mut [[f32; TILE]], &mut [Decision]),
+    wide: Wide,
+    interleave: unsafe fn(&Rows<'_>, usize, &mut [u8]),
 }
 
 impl IntKernels {
@@ -267,12 +290,12 @@ impl IntKernels {
         masks: &[u64],
         out: &mut [Decision],
         values: &mut [[f32; TILE]],
-        parts: &mut Vec<Part>,
+        asking: &mut Asking,
     ) {
         prefix.check(ROW_TERMS, queries, out);
         assert!(values.len() == queries.len() && masks.len() == queries.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.second)(prefix, queries, masks, out, values, parts) }
+        unsafe { (self.second)(prefix, queries, masks, out, values, asking) }
     }
 
     /// `out[i]` decides 64 tiles, each as a whole, for query `queries[i]`.
@@ -294,31 +317,51 @@ impl IntKernels {
         let _ = codes;
     }
 
-    /// `out[i]` decides all rows of a tile at full width for query `queries[i]`.
+    /// `out[i]` decides all rows of a tile by one of the wider levels for query `queries[i]`, and updates its values.
     ///
     /// # Panics
     /// If lengths do not fit.
-    pub fn dense(&self, dense: &Dense<'_>, values: &[[f32; TILE]], out: &mut [Decision]) {
-        let Dense { codes, bytes, query_codes, queries, places, tests } = dense;
-        assert!(bytes.is_multiple_of(4) && codes.len() == TILE * bytes);
-        assert!(queries.iter().all(|q| (*q as usize + 1) * bytes <= query_codes.len()));
+    pub fn dense(&self, dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
+        let Dense { codes, bytes, query_codes, stride, from, queries, places, tests, residuals } = dense;
+        assert!(bytes.is_multiple_of(4) && codes.len() == TILE * bytes && residuals.len() == TILE);
+        assert!(queries.iter().all(|q| *q as usize * stride + from + bytes <= query_codes.len()));
         assert!(places.iter().all(|p| *p < values.len()));
         assert!(queries.len() == out.len() && places.len() == out.len() && tests.len() == out.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
         unsafe { (self.dense)(dense, values, out) }
     }
 
-    /// Decides at most sixteen rows, the bits of `mask`, at full width: those surely inside, and those that stay open.
-    ///
-    /// `rows`: their codes (plus 128), one after the other; `values`: the second level's estimates.
+    /// Decides at most sixteen rows, the bits of `mask`, by one of the wider levels: those surely inside, and those that
+    /// stay open, whose `values` are updated.
     ///
     /// # Panics
-    /// If the rows are not as long as the query, or that is no multiple of 64, or `mask` names a row that is not there.
+    /// If the query is longer than the stride or no multiple of 64, or `mask` names a row that is not there.
     #[inline]
-    pub fn full(&self, rows: &[u8], query: &[i8], mask: u16, values: &[f32; QUARTER], test: &FullTest) -> (u16, u16) {
+    pub fn wide(
+        &self,
+        rows: &Rows<'_>,
+        query: &[i8],
+        mask: u16,
+        values: &mut [f32; QUARTER],
+        test: &WideTest,
+    ) -> (u16, u16) {
         let there = 16 - mask.leading_zeros() as usize;
-        assert!(query.len().is_multiple_of(64) && rows.len() >= there * query.len());
+        assert!(query.len().is_multiple_of(64) && query.len() <= rows.stride);
+        assert!(there == 0 || rows.codes.len() >= (there - 1) * rows.stride + query.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.full)(rows, query, mask, values, test) }
+        unsafe { (self.wide)(rows, query, mask, values, test) }
+    }
+
+    /// Writes `bytes` bytes of each of at most sixteen rows, interleaved by groups of four, as those of the first sixteen
+    /// rows of a tile.
+    ///
+    /// # Panics
+    /// If `bytes` is no multiple of 64, or lengths do not fit.
+    pub fn interleave(&self, rows: &Rows<'_>, bytes: usize, into: &mut [u8]) {
+        let last = (rows.codes.len() + rows.stride - 1) % rows.stride + 1;
+        assert!(bytes.is_multiple_of(64) && bytes <= last && !rows.codes.is_empty());
+        assert!(into.len() + (TILE - QUARTER) * 4 >= TILE * bytes);
+        // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
+        unsafe { (self.interleave)(rows, bytes, into) }
     }
 }

@@ -1,7 +1,7 @@
 //! The tile loop in plain Rust, for any CPU.
 
 use super::generic::{self, Lanes, ROWS};
-use super::{Decision, Dense, FullTest, IntKernels, Part, Prefix, Test};
+use super::{Asking, Decision, Dense, IntKernels, Prefix, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
 
@@ -51,7 +51,7 @@ impl Lanes for Portable {
     ) -> (u16, u16) {
         // SAFETY: the caller promises 16 readable numbers at each field of the level.
         let term = |field: usize, r: usize| unsafe { *terms.add(field + r) };
-        let residual = if test.is_first { field::FIRST_RESIDUAL } else { field::RESIDUAL };
+        let residual = if test.is_first { field::FIRST_RESIDUAL } else { field::SECOND_RESIDUAL };
         let (mut inside, mut open) = (0, 0);
         for (r, sum) in sums.iter().enumerate() {
             let value =
@@ -72,9 +72,9 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn full_test(sums: Self::Sums, values: *const f32, test: &FullTest) -> (u16, u16) {
-        // SAFETY: the caller promises 16 readable numbers.
-        test.decide(&sums, unsafe { &*values.cast() }, u16::MAX)
+    unsafe fn wide_test(sums: Self::Sums, values: *mut f32, residuals: *const f32, test: &WideTest) -> (u16, u16) {
+        // SAFETY: the caller promises 16 writable values and 16 readable residuals.
+        unsafe { test.decide(&sums, &mut *values.cast(), &*residuals.cast(), u16::MAX) }
     }
 
     #[inline(always)]
@@ -97,25 +97,25 @@ unsafe fn second(
     masks: &[u64],
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
-    parts: &mut Vec<Part>,
+    asking: &mut Asking,
 ) {
     // SAFETY: as above.
-    unsafe { generic::second::<Portable>(prefix, queries, masks, out, values, parts) }
+    unsafe { generic::second::<Portable>(prefix, queries, masks, out, values, asking) }
 }
 
-unsafe fn dense(dense: &Dense<'_>, values: &[[f32; TILE]], out: &mut [Decision]) {
+unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
     // SAFETY: as above.
     unsafe { generic::dense::<Portable>(dense, values, out) }
 }
 
-unsafe fn full(rows: &[u8], query: &[i8], mask: u16, values: &[f32; ROWS], test: &FullTest) -> (u16, u16) {
+unsafe fn wide(rows: &Rows<'_>, query: &[i8], mask: u16, values: &mut [f32; ROWS], test: &WideTest) -> (u16, u16) {
     let mut sums = [0; ROWS];
-    for (r, (row, sum)) in rows.chunks_exact(query.len()).zip(&mut sums).enumerate() {
+    for (r, (row, sum)) in rows.codes.chunks(rows.stride).zip(&mut sums).enumerate() {
         if mask >> r & 1 == 1 {
             *sum = row.iter().zip(query).map(|(x, q)| i32::from(*x) * i32::from(*q)).sum();
         }
     }
-    test.decide(&sums, values, mask)
+    test.decide(&sums, values, rows.residuals, mask)
 }
 
 pub(super) const KERNELS: IntKernels = IntKernels {
@@ -124,5 +124,6 @@ pub(super) const KERNELS: IntKernels = IntKernels {
     second,
     dense,
     group: level::<{ generic::GROUP }>,
-    full,
+    wide,
+    interleave: generic::interleave,
 };

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::generic::{self, Lanes, ROWS};
-use super::{Decision, Dense, FullTest, IntKernels, Part, Prefix, Test};
+use super::{Asking, Decision, Dense, IntKernels, Prefix, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
 
@@ -58,7 +58,7 @@ impl Lanes for Vnni {
             let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(test.start)));
             let start = _mm512_fmadd_ps(all(test.along), term(field::SHIFT), all(test.offset));
             let value = _mm512_fmadd_ps(all(test.scale), sum, start);
-            let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::RESIDUAL });
+            let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::SECOND_RESIDUAL });
             let (low, high) = if GROUP {
                 let error = _mm512_mul_ps(all(test.residual), residual);
                 let error = _mm512_fmadd_ps(all(test.length), term(field::RADIUS), error);
@@ -78,13 +78,18 @@ impl Lanes for Vnni {
     }
 
     #[inline(always)]
-    unsafe fn full_test(sums: Self::Sums, values: *const f32, test: &FullTest) -> (u16, u16) {
-        // SAFETY: the caller has AVX-512F and 16 readable numbers.
+    unsafe fn wide_test(sums: Self::Sums, values: *mut f32, residuals: *const f32, test: &WideTest) -> (u16, u16) {
+        // SAFETY: the caller has AVX-512F, 16 writable values and 16 readable residuals.
         unsafe {
+            let all = |x: f32| _mm512_set1_ps(x);
             let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(test.start)));
-            let value = _mm512_fmadd_ps(_mm512_set1_ps(test.scale), sums, _mm512_loadu_ps(values));
-            let inside = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(value, _mm512_set1_ps(test.inside));
-            let open = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(value, _mm512_set1_ps(test.outside));
+            let value = _mm512_fmadd_ps(all(test.scale), sums, _mm512_loadu_ps(values));
+            _mm512_storeu_ps(values, value);
+            let (by, residual) = (all(test.residual), _mm512_loadu_ps(residuals));
+            let low = _mm512_fnmadd_ps(by, residual, value);
+            let high = _mm512_fmadd_ps(by, residual, value);
+            let inside = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(low, all(test.inside));
+            let open = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(high, all(test.outside));
             (inside, open)
         }
     }
@@ -100,7 +105,13 @@ impl Lanes for Vnni {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn full_512(rows: &[u8], query: &[i8], mask: u16, values: &[f32; ROWS], test: &FullTest) -> (u16, u16) {
+unsafe fn wide_512(
+    rows: &Rows<'_>,
+    query: &[i8],
+    mask: u16,
+    values: &mut [f32; ROWS],
+    test: &WideTest,
+) -> (u16, u16) {
     let (mut sums, mut left) = ([0i32; ROWS], mask);
     // Plain loops: a closure would not have this function's features.
     while left != 0 {
@@ -113,9 +124,9 @@ unsafe fn full_512(rows: &[u8], query: &[i8], mask: u16, values: &[f32; ROWS], t
         }
         // SAFETY: the rows of the mask are there, each as long as the query, a multiple of 64; the caller has the features.
         unsafe {
-            let mut at = [rows.as_ptr(); 4];
+            let mut at = [rows.codes.as_ptr(); 4];
             for f in 0..4 {
-                at[f] = at[f].add(four[f] * query.len());
+                at[f] = at[f].add(four[f] * rows.stride);
             }
             let mut acc = [_mm512_setzero_si512(); 4];
             let mut i = 0;
@@ -139,9 +150,54 @@ unsafe fn full_512(rows: &[u8], query: &[i8], mask: u16, values: &[f32; ROWS], t
             }
         }
     }
-    // SAFETY: sixteen sums and values; the caller has AVX-512F.
-    let (inside, open) = unsafe { Vnni::full_test(_mm512_loadu_si512(sums.as_ptr().cast()), values.as_ptr(), test) };
+    // SAFETY: sixteen sums, values and residuals; the caller has AVX-512F.
+    let (inside, open) = unsafe {
+        let sums = _mm512_loadu_si512(sums.as_ptr().cast());
+        Vnni::wide_test(sums, values.as_mut_ptr(), rows.residuals.as_ptr(), test)
+    };
     (inside & mask, open & !inside & mask)
+}
+
+/// Sixteen rows by sixteen groups of four bytes at a time, turned over in registers.
+#[target_feature(enable = "avx512f")]
+unsafe fn interleave_512(rows: &Rows<'_>, bytes: usize, into: &mut [u8]) {
+    let there = rows.codes.len().div_ceil(rows.stride).min(ROWS);
+    for from in (0..bytes).step_by(64) {
+        // SAFETY: `there` rows have `bytes` bytes each, a multiple of 64; `into` has room for the groups of sixteen rows.
+        unsafe {
+            let mut x = [_mm512_setzero_si512(); ROWS];
+            for r in 0..there {
+                x[r] = _mm512_loadu_si512(rows.codes.as_ptr().add(r * rows.stride + from).cast());
+            }
+            let mut y = x;
+            for i in 0..8 {
+                y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+                y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+            }
+            // x[4 i + j]: in each 128-bit lane, group j of the lane from rows 4 i to 4 i + 3.
+            for i in 0..4 {
+                x[4 * i] = _mm512_unpacklo_epi64(y[4 * i], y[4 * i + 2]);
+                x[4 * i + 1] = _mm512_unpackhi_epi64(y[4 * i], y[4 * i + 2]);
+                x[4 * i + 2] = _mm512_unpacklo_epi64(y[4 * i + 1], y[4 * i + 3]);
+                x[4 * i + 3] = _mm512_unpackhi_epi64(y[4 * i + 1], y[4 * i + 3]);
+            }
+            for j in 0..4 {
+                let (a, b, c, d) = (x[j], x[4 + j], x[8 + j], x[12 + j]);
+                let low = [_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d)];
+                let high = [_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d)];
+                let groups = [
+                    _mm512_shuffle_i32x4::<0x88>(low[0], low[1]),
+                    _mm512_shuffle_i32x4::<0x88>(high[0], high[1]),
+                    _mm512_shuffle_i32x4::<0xdd>(low[0], low[1]),
+                    _mm512_shuffle_i32x4::<0xdd>(high[0], high[1]),
+                ];
+                for (lane, group) in groups.into_iter().enumerate() {
+                    let at = (from / 4 + 4 * lane + j) * TILE * 4;
+                    _mm512_storeu_si512(into.as_mut_ptr().add(at).cast(), group);
+                }
+            }
+        }
+    }
 }
 
 struct Avx2;
@@ -209,7 +265,7 @@ impl Lanes for Avx2 {
                 let sum = _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(test.start)));
                 let start = _mm256_fmadd_ps(all(test.along), term(field::SHIFT), all(test.offset));
                 let value = _mm256_fmadd_ps(all(test.scale), sum, start);
-                let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::RESIDUAL });
+                let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::SECOND_RESIDUAL });
                 let mut error = _mm256_mul_ps(all(test.residual), residual);
                 if GROUP {
                     error = _mm256_fmadd_ps(all(test.length), term(field::RADIUS), error);
@@ -228,15 +284,18 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn full_test(sums: Self::Sums, values: *const f32, test: &FullTest) -> (u16, u16) {
+    unsafe fn wide_test(sums: Self::Sums, values: *mut f32, residuals: *const f32, test: &WideTest) -> (u16, u16) {
         let (mut inside, mut open) = (0, 0);
         for (h, sums) in sums.into_iter().enumerate() {
-            // SAFETY: the caller has AVX2 and FMA, and 16 readable numbers.
+            // SAFETY: the caller has AVX2 and FMA, 16 writable values and 16 readable residuals.
             unsafe {
+                let all = |x: f32| _mm256_set1_ps(x);
                 let sums = _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(test.start)));
-                let value = _mm256_fmadd_ps(_mm256_set1_ps(test.scale), sums, _mm256_loadu_ps(values.add(8 * h)));
-                let is_in = _mm256_cmp_ps::<_CMP_GE_OQ>(value, _mm256_set1_ps(test.inside));
-                let is_open = _mm256_cmp_ps::<_CMP_NLT_UQ>(value, _mm256_set1_ps(test.outside));
+                let value = _mm256_fmadd_ps(all(test.scale), sums, _mm256_loadu_ps(values.add(8 * h)));
+                _mm256_storeu_ps(values.add(8 * h), value);
+                let error = _mm256_mul_ps(all(test.residual), _mm256_loadu_ps(residuals.add(8 * h)));
+                let is_in = _mm256_cmp_ps::<_CMP_GE_OQ>(_mm256_sub_ps(value, error), all(test.inside));
+                let is_open = _mm256_cmp_ps::<_CMP_NLT_UQ>(_mm256_add_ps(value, error), all(test.outside));
                 inside |= (_mm256_movemask_ps(is_in) as u16) << (8 * h);
                 open |= (_mm256_movemask_ps(is_open) as u16) << (8 * h);
             }
@@ -275,14 +334,14 @@ macro_rules! levels {
                 masks: &[u64],
                 out: &mut [Decision],
                 values: &mut [[f32; TILE]],
-                parts: &mut Vec<Part>,
+                asking: &mut Asking,
             ) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::second::<$lanes>(prefix, queries, masks, out, values, parts) }
+                unsafe { generic::second::<$lanes>(prefix, queries, masks, out, values, asking) }
             }
 
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn dense(dense: &Dense<'_>, values: &[[f32; TILE]], out: &mut [Decision]) {
+            pub(super) unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
                 // SAFETY: the caller keeps the contract and has the features.
                 unsafe { generic::dense::<$lanes>(dense, values, out) }
             }
@@ -294,14 +353,15 @@ levels!(vnni, Vnni, "avx512f,avx512bw,avx512vl,avx512vnni,fma");
 levels!(avx2, Avx2, "avx2,fma");
 
 macro_rules! kernels {
-    ($name:literal, $levels:ident, $full:ident) => {
+    ($name:literal, $levels:ident, $wide:ident, $interleave:expr) => {
         IntKernels {
             name: $name,
             first: $levels::level::<{ generic::FIRST }>,
             second: $levels::second,
             dense: $levels::dense,
             group: $levels::level::<{ generic::GROUP }>,
-            full: $full,
+            wide: $wide,
+            interleave: $interleave,
         }
     };
 }
@@ -323,15 +383,21 @@ unsafe fn dot_256(row: &[u8], query: &[i8]) -> i32 {
 }
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn full_256(rows: &[u8], query: &[i8], mask: u16, values: &[f32; ROWS], test: &FullTest) -> (u16, u16) {
+unsafe fn wide_256(
+    rows: &Rows<'_>,
+    query: &[i8],
+    mask: u16,
+    values: &mut [f32; ROWS],
+    test: &WideTest,
+) -> (u16, u16) {
     let mut sums = [0; ROWS];
-    for (r, (row, sum)) in rows.chunks_exact(query.len()).zip(&mut sums).enumerate() {
+    for (r, (row, sum)) in rows.codes.chunks(rows.stride).zip(&mut sums).enumerate() {
         if mask >> r & 1 == 1 {
             // SAFETY: both have the same length, a multiple of 64, and the caller has AVX2.
-            *sum = unsafe { dot_256(row, query) };
+            *sum = unsafe { dot_256(&row[..query.len()], query) };
         }
     }
-    test.decide(&sums, values, mask)
+    test.decide(&sums, values, rows.residuals, mask)
 }
 
 /// Hints that `codes` will be read soon.
@@ -353,10 +419,10 @@ pub(super) fn available() -> Vec<IntKernels> {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vnni")
     {
-        found.push(kernels!("avx512vnni", vnni, full_512));
+        found.push(kernels!("avx512vnni", vnni, wide_512, interleave_512));
     }
     if avx2 {
-        found.push(kernels!("avx2", avx2, full_256));
+        found.push(kernels!("avx2", avx2, wide_256, generic::interleave));
     }
     found
 }
