@@ -25,10 +25,10 @@ use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
 /// Caps that are walked together: their codes stay in the second-level cache beside a tile of rows.
-const BLOCK: usize = 256;
+const BLOCK: usize = 512;
 
 /// Caps that are encoded at a time: bounds the memory for their codes.
-pub(crate) const BATCH: usize = 8 * BLOCK;
+pub(crate) const BATCH: usize = 4 * BLOCK;
 
 /// A subtree of fewer rows than this is one task.
 const TASK_ROWS: usize = 16 * 1024;

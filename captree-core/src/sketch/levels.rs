@@ -131,6 +131,7 @@ impl Bounds {
     }
 
     /// Stored behind the fields of 64 rows or tiles.
+    #[inline(always)]
     pub fn of(terms: &[f32]) -> &Bounds {
         bytemuck::from_bytes(bytemuck::cast_slice(&terms[terms.len() - BOUNDS..]))
     }

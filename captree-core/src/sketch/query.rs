@@ -424,7 +424,7 @@ fn encode(
         first_scale: scale * power as f32,
         first_start: -128 * first_sum,
         second_scale: scale,
-        second_start: -128 * ((first_sum << shift) + second_sum),
+        second_start: -128 * second_sum,
         lead_scale,
         lead_start: -128 * lead_sum,
         third_scale,

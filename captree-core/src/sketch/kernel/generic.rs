@@ -2,6 +2,7 @@
 
 use super::{Asking, Decision, Dense, Prefix, QueryTerms, Rows, Test, WideTest};
 use crate::sketch::TILE;
+use crate::sketch::levels::Bounds;
 
 /// Rows that one register set holds.
 pub(super) const ROWS: usize = 16;
@@ -17,15 +18,16 @@ pub(super) trait Lanes {
     type Sums: Copy;
     type Codes: Copy;
     type Four: Copy;
-    unsafe fn zero() -> Self::Sums;
+    /// The same number sixteen times.
+    unsafe fn start(sum: i32) -> Self::Sums;
     /// Four dims of sixteen rows.
     unsafe fn load(p: *const u8) -> Self::Codes;
     /// Four dims of a query, for every row.
     unsafe fn four(p: *const i8) -> Self::Four;
     /// Adds the products of unsigned rows and signed queries.
     unsafe fn add(sums: Self::Sums, rows: Self::Codes, query: Self::Four) -> Self::Sums;
-    /// Multiplies by `2^shift`.
-    unsafe fn shift(sums: Self::Sums, shift: u32) -> Self::Sums;
+    /// Multiplies by `2^shift` and adds.
+    unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums;
     /// Bits of rows surely inside, and of rows not surely outside, by the test of one level; `GROUP` with the radius and
     /// reach of tiles. Writes the values that were tested to `values`, unless that is null.
     unsafe fn test<const GROUP: bool>(sums: Self::Sums, terms: *const f32, test: &Test, values: *mut f32)
@@ -33,8 +35,8 @@ pub(super) trait Lanes {
     /// Bits of rows surely inside, and of rows not surely outside, by the test of one of the wider levels; updates sixteen
     /// values, `residuals` has as many readable numbers.
     unsafe fn wide_test(sums: Self::Sums, values: *mut f32, residuals: *const f32, test: &WideTest) -> (u16, u16);
-    /// Adds `scale (sum + start)` to sixteen values.
-    unsafe fn add_values(sums: Self::Sums, start: i32, scale: f32, values: *mut f32);
+    /// Adds `scale sum` to sixteen values.
+    unsafe fn add_values(sums: Self::Sums, scale: f32, values: *mut f32);
 }
 
 pub(super) const FIRST: u8 = 0;
@@ -76,6 +78,7 @@ pub(super) unsafe fn second<L: Lanes>(
     asking: &mut Asking,
 ) {
     asking.iter_mut().for_each(Vec::clear);
+    let bounds = Bounds::of(prefix.terms);
     // SAFETY: forwarded from the caller; places stay below the number of queries, parts below four.
     unsafe {
         for (four, masks) in masks.chunks(4).enumerate() {
@@ -94,20 +97,22 @@ pub(super) unsafe fn second<L: Lanes>(
             let codes = prefix.codes.as_ptr().add(part * ROWS * 4);
             for four in places.chunks(4) {
                 let at = padded(four);
-                let mut sums = [L::zero(); 4];
+                let mut sums = [L::start(0); 4];
+                for c in 0..4 {
+                    sums[c] = L::start(terms_of(prefix, queries, at[c]).first_start);
+                }
                 let query = query_codes(prefix.query_codes, prefix.bytes, queries, &at);
                 together::<L>(codes, (0, prefix.first), &query, &mut sums);
                 for c in 0..4 {
-                    sums[c] = L::shift(sums[c], terms_of(prefix, queries, at[c]).shift);
+                    let terms = terms_of(prefix, queries, at[c]);
+                    sums[c] = L::shift(sums[c], terms.shift, terms.second_start);
                 }
                 together::<L>(codes, (prefix.first, prefix.bytes), &query, &mut sums);
                 for (c, place) in four.iter().enumerate() {
-                    let test = terms_of(prefix, queries, *place).test::<SECOND>(prefix.bounds());
+                    let test = terms_of(prefix, queries, *place).test::<SECOND>(bounds);
                     let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
                     let (inside, open) = L::test::<false>(sums[c], prefix.terms.as_ptr().add(part * ROWS), &test, own);
-                    let decision = out.get_unchecked_mut(*place as usize);
-                    decision.inside |= u64::from(inside) << (part * ROWS);
-                    decision.unsure |= u64::from(open & !inside) << (part * ROWS);
+                    out.get_unchecked_mut(*place as usize).set(part, inside, open);
                 }
             }
         }
@@ -119,13 +124,16 @@ pub(super) unsafe fn second<L: Lanes>(
             let codes = prefix.codes.as_ptr().add(part * ROWS * 4);
             for four in places.chunks(4) {
                 let at = padded(four);
-                let mut sums = [L::zero(); 4];
+                let mut sums = [L::start(0); 4];
+                for c in 0..4 {
+                    sums[c] = L::start(terms_of(prefix, queries, at[c]).lead_start);
+                }
                 let query = query_codes(prefix.lead_codes, prefix.lead, queries, &at);
                 together::<L>(codes, (0, prefix.lead), &query, &mut sums);
                 for (c, place) in four.iter().enumerate() {
-                    let terms = terms_of(prefix, queries, *place);
+                    let scale = terms_of(prefix, queries, *place).lead_scale;
                     let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
-                    L::add_values(sums[c], terms.lead_start, terms.lead_scale, own);
+                    L::add_values(sums[c], scale, own);
                 }
             }
         }
@@ -167,19 +175,20 @@ unsafe fn dense_block<L: Lanes, const Q: usize>(
         for q in 0..Q {
             query[q] = query[q].add(*dense.queries.get_unchecked(first + q) as usize * dense.stride);
         }
-        let mut sums = [[L::zero(); PARTS]; Q];
+        let mut sums = [[L::start(0); PARTS]; Q];
+        for q in 0..Q {
+            sums[q] = [L::start(dense.tests.get_unchecked(first + q).start); PARTS];
+        }
         products::<L, Q>(dense.codes.as_ptr(), (0, dense.bytes), &query, &mut sums);
         for q in 0..Q {
             let values = values.get_unchecked_mut(*dense.places.get_unchecked(first + q)).as_mut_ptr();
             let test = dense.tests.get_unchecked(first + q);
-            let mut decision = Decision::default();
+            let decision = out.get_unchecked_mut(first + q);
             for p in 0..PARTS {
                 let residuals = dense.residuals.as_ptr().add(p * ROWS);
                 let (inside, open) = L::wide_test(sums[q][p], values.add(p * ROWS), residuals, test);
-                decision.inside |= u64::from(inside) << (p * ROWS);
-                decision.unsure |= u64::from(open & !inside) << (p * ROWS);
+                decision.set(p, inside, open);
             }
-            *out.get_unchecked_mut(first + q) = decision;
         }
     }
 }
@@ -306,26 +315,29 @@ unsafe fn block<L: Lanes, const LEVEL: u8, const Q: usize>(
     // SAFETY: the codes hold `bytes` bytes per row and query, of which the first level's come first; the terms hold
     // the fields of the level, each TILE numbers.
     unsafe {
-        let number = |q: usize| *queries.get_unchecked(first + q) as usize;
-        let codes = prefix.codes.as_ptr();
-        let query: [*const i8; Q] = std::array::from_fn(|q| prefix.query_codes.as_ptr().add(number(q) * prefix.bytes));
-        let mut sums = [[L::zero(); PARTS]; Q];
+        let (codes, bounds) = (prefix.codes.as_ptr(), Bounds::of(prefix.terms));
+        let mut terms = [terms_of(prefix, queries, first as u32); Q];
+        let mut query = [prefix.query_codes.as_ptr(); Q];
+        let mut sums = [[L::start(0); PARTS]; Q];
+        for q in 0..Q {
+            terms[q] = terms_of(prefix, queries, (first + q) as u32);
+            query[q] = query[q].add(*queries.get_unchecked(first + q) as usize * prefix.bytes);
+            sums[q] = [L::start(terms[q].first_start); PARTS];
+        }
         products::<L, Q>(codes, (0, prefix.first), &query, &mut sums);
         if LEVEL != FIRST {
             for q in 0..Q {
-                let shift = prefix.query_terms.get_unchecked(number(q)).shift;
                 for p in 0..PARTS {
-                    sums[q][p] = L::shift(sums[q][p], shift);
+                    sums[q][p] = L::shift(sums[q][p], terms[q].shift, terms[q].second_start);
                 }
             }
             products::<L, Q>(codes, (prefix.first, prefix.bytes), &query, &mut sums);
         }
         for q in 0..Q {
-            let terms: &QueryTerms = prefix.query_terms.get_unchecked(number(q));
-            let test = terms.test::<LEVEL>(prefix.bounds());
+            let test = terms[q].test::<LEVEL>(bounds);
             let own =
                 if LEVEL == SECOND { values.get_unchecked_mut(first + q).as_mut_ptr() } else { std::ptr::null_mut() };
-            let mut decision = Decision::default();
+            let decision = out.get_unchecked_mut(first + q);
             for p in 0..PARTS {
                 let values = if LEVEL == SECOND { own.add(p * ROWS) } else { own };
                 let at = prefix.terms.as_ptr().add(p * ROWS);
@@ -334,10 +346,8 @@ unsafe fn block<L: Lanes, const LEVEL: u8, const Q: usize>(
                 } else {
                     L::test::<false>(sums[q][p], at, &test, values)
                 };
-                decision.inside |= u64::from(inside) << (p * ROWS);
-                decision.unsure |= u64::from(open & !inside) << (p * ROWS);
+                decision.set(p, inside, open);
             }
-            *out.get_unchecked_mut(first + q) = decision;
         }
     }
 }

@@ -23,7 +23,8 @@ pub(crate) struct QueryTerms {
     pub spread: f32,
     /// The first level's sum counts `2^shift` times at the second.
     pub shift: u32,
-    /// What an integer sum is worth at each level, and what takes away that codes of rows are stored plus 128.
+    /// What an integer sum is worth at each level, and where it starts, which takes away that codes of rows are stored plus
+    /// 128; `second_start` is what the second level's own columns add.
     pub first_scale: f32,
     pub first_start: i32,
     pub second_scale: f32,
@@ -50,10 +51,9 @@ pub(crate) struct QueryTerms {
     pub outside: f32,
 }
 
-/// A level's test of one query for the rows of one tile.
+/// A prefix level's test of one query.
 struct Test {
     scale: f32,
-    start: i32,
     offset: f32,
     along: f32,
     residual: f32,
@@ -65,7 +65,7 @@ struct Test {
     is_first: bool,
 }
 
-/// The test of one query at one of the wider levels: with `value + scale (sum + start)` for the new value of a row, and
+/// The test of one query at one of the wider levels: with `value + scale sum`, summed from `start`, for the new value of a row, and
 /// `residual` times what the level's columns leave of it for the error that is its own, a value of at least `inside` is
 /// inside, below `outside` it is outside.
 pub(crate) struct WideTest {
@@ -89,7 +89,7 @@ impl WideTest {
         let (mut inside, mut open) = (0, 0);
         for (r, ((sum, value), residual)) in sums.iter().zip(values).zip(residuals).enumerate() {
             let error = self.residual * residual;
-            *value += self.scale * (sum.wrapping_add(self.start)) as f32;
+            *value += self.scale * *sum as f32;
             inside |= u16::from(*value - error >= self.inside) << r;
             // Written so that a value that is no number stays open.
             open |= u16::from(!(*value + error < self.outside)) << r;
@@ -105,26 +105,27 @@ impl QueryTerms {
         self.outside = -super::up(self.slack - threshold);
     }
 
-    /// The error that all rows of a tile share is part of the thresholds.
+    /// Errors that all rows of a tile share are part of the thresholds.
     #[inline(always)]
     fn test<const LEVEL: u8>(&self, bounds: &Bounds) -> Test {
-        let error = self.errors[usize::from(LEVEL != generic::FIRST)].times(bounds);
-        let (scale, start, residual) = if LEVEL == generic::FIRST {
-            (self.first_scale, self.first_start, self.first_residual)
-        } else {
-            (self.second_scale, self.second_start, self.second_residual)
-        };
+        let is_first = LEVEL == generic::FIRST;
+        let costs = &self.errors[usize::from(!is_first)];
+        let mut error = costs.spread * bounds.spread
+            + costs.first_lost * bounds.first_lost
+            + costs.first_length * bounds.first_length;
+        if !is_first {
+            error += costs.second_lost * bounds.second_lost + costs.second_length * bounds.second_length;
+        }
         Test {
-            scale,
-            start,
+            scale: if is_first { self.first_scale } else { self.second_scale },
             offset: self.offset,
             along: self.along,
-            residual,
+            residual: if is_first { self.first_residual } else { self.second_residual },
             length: self.length,
             spread: self.spread,
             inside: self.inside + error,
             outside: self.outside - error,
-            is_first: LEVEL == generic::FIRST,
+            is_first,
         }
     }
 
@@ -167,11 +168,22 @@ pub(crate) struct Decision {
     pub unsure: u64,
 }
 
+impl Decision {
+    /// Sets the bits of sixteen rows.
+    #[inline(always)]
+    fn set(&mut self, part: usize, inside: u16, open: u16) {
+        // Four stores of a mask each cost less than what puts four masks together.
+        let at = if cfg!(target_endian = "big") { TILE / QUARTER - 1 - part } else { part };
+        bytemuck::cast_mut::<u64, [u16; 4]>(&mut self.inside)[at] = inside;
+        bytemuck::cast_mut::<u64, [u16; 4]>(&mut self.unsure)[at] = open & !inside;
+    }
+}
+
 /// The prefix codes of 64 rows or tiles, and those of the queries.
 pub(crate) struct Prefix<'a> {
     /// Codes, interleaved by groups of four dims.
     pub codes: &'a [u8],
-    /// Fields of 64 numbers each, then the tile's [`Bounds`].
+    /// Fields of 64 numbers each, then [`Bounds`].
     pub terms: &'a [f32],
     /// Bytes of a code that the first level reads, and of all, and of the leading columns.
     pub first: usize,
@@ -184,11 +196,6 @@ pub(crate) struct Prefix<'a> {
 }
 
 impl Prefix<'_> {
-    #[inline(always)]
-    fn bounds(&self) -> &Bounds {
-        Bounds::of(self.terms)
-    }
-
     /// # Panics
     /// If lengths do not fit.
     fn check(&self, numbers: usize, queries: &[u32], out: &[Decision]) {

@@ -13,8 +13,8 @@ impl Lanes for Portable {
     type Four = [i8; 4];
 
     #[inline(always)]
-    unsafe fn zero() -> Self::Sums {
-        [0; ROWS]
+    unsafe fn start(sum: i32) -> Self::Sums {
+        [sum; ROWS]
     }
 
     #[inline(always)]
@@ -38,8 +38,8 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn shift(sums: Self::Sums, shift: u32) -> Self::Sums {
-        sums.map(|s| s << shift)
+    unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
+        sums.map(|s| (s << shift).wrapping_add(plus))
     }
 
     #[inline(always)]
@@ -55,7 +55,7 @@ impl Lanes for Portable {
         let (mut inside, mut open) = (0, 0);
         for (r, sum) in sums.iter().enumerate() {
             let value =
-                test.offset + test.along * term(field::SHIFT, r) + test.scale * sum.wrapping_add(test.start) as f32;
+                test.offset + test.along * term(field::SHIFT, r) + test.scale * *sum as f32;
             let mut error = test.residual * term(residual, r);
             if GROUP {
                 error += test.length * term(field::RADIUS, r) + test.spread * term(field::REACH, r);
@@ -78,10 +78,10 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn add_values(sums: Self::Sums, start: i32, scale: f32, values: *mut f32) {
+    unsafe fn add_values(sums: Self::Sums, scale: f32, values: *mut f32) {
         for (r, sum) in sums.iter().enumerate() {
             // SAFETY: the caller promises 16 writable numbers.
-            unsafe { *values.add(r) += scale * sum.wrapping_add(start) as f32 };
+            unsafe { *values.add(r) += scale * *sum as f32 };
         }
     }
 }
@@ -109,10 +109,11 @@ unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decisi
 }
 
 unsafe fn wide(rows: &Rows<'_>, query: &[i8], mask: u16, values: &mut [f32; ROWS], test: &WideTest) -> (u16, u16) {
-    let mut sums = [0; ROWS];
+    let mut sums = [test.start; ROWS];
     for (r, (row, sum)) in rows.codes.chunks(rows.stride).zip(&mut sums).enumerate() {
         if mask >> r & 1 == 1 {
-            *sum = row.iter().zip(query).map(|(x, q)| i32::from(*x) * i32::from(*q)).sum();
+            let products = row.iter().zip(query).map(|(x, q)| i32::from(*x) * i32::from(*q));
+            *sum = sum.wrapping_add(products.sum());
         }
     }
     test.decide(&sums, values, rows.residuals, mask)

@@ -15,9 +15,9 @@ impl Lanes for Vnni {
     type Four = __m512i;
 
     #[inline(always)]
-    unsafe fn zero() -> Self::Sums {
+    unsafe fn start(sum: i32) -> Self::Sums {
         // SAFETY: the caller has AVX-512F.
-        unsafe { _mm512_setzero_si512() }
+        unsafe { _mm512_set1_epi32(sum) }
     }
 
     #[inline(always)]
@@ -39,9 +39,9 @@ impl Lanes for Vnni {
     }
 
     #[inline(always)]
-    unsafe fn shift(sums: Self::Sums, shift: u32) -> Self::Sums {
+    unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
         // SAFETY: the caller has AVX-512F.
-        unsafe { _mm512_sll_epi32(sums, _mm_cvtsi32_si128(shift as i32)) }
+        unsafe { _mm512_add_epi32(_mm512_sll_epi32(sums, _mm_cvtsi32_si128(shift as i32)), _mm512_set1_epi32(plus)) }
     }
 
     #[inline(always)]
@@ -55,7 +55,7 @@ impl Lanes for Vnni {
         unsafe {
             let term = |field: usize| _mm512_loadu_ps(terms.add(field));
             let all = |x: f32| _mm512_set1_ps(x);
-            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(test.start)));
+            let sum = _mm512_cvtepi32_ps(sums);
             let start = _mm512_fmadd_ps(all(test.along), term(field::SHIFT), all(test.offset));
             let value = _mm512_fmadd_ps(all(test.scale), sum, start);
             let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::SECOND_RESIDUAL });
@@ -82,7 +82,7 @@ impl Lanes for Vnni {
         // SAFETY: the caller has AVX-512F, 16 writable values and 16 readable residuals.
         unsafe {
             let all = |x: f32| _mm512_set1_ps(x);
-            let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(test.start)));
+            let sums = _mm512_cvtepi32_ps(sums);
             let value = _mm512_fmadd_ps(all(test.scale), sums, _mm512_loadu_ps(values));
             _mm512_storeu_ps(values, value);
             let (by, residual) = (all(test.residual), _mm512_loadu_ps(residuals));
@@ -95,10 +95,10 @@ impl Lanes for Vnni {
     }
 
     #[inline(always)]
-    unsafe fn add_values(sums: Self::Sums, start: i32, scale: f32, values: *mut f32) {
+    unsafe fn add_values(sums: Self::Sums, scale: f32, values: *mut f32) {
         // SAFETY: the caller has AVX-512F and 16 writable numbers.
         unsafe {
-            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(start)));
+            let sum = _mm512_cvtepi32_ps(sums);
             _mm512_storeu_ps(values, _mm512_fmadd_ps(_mm512_set1_ps(scale), sum, _mm512_loadu_ps(values)));
         }
     }
@@ -112,7 +112,7 @@ unsafe fn wide_512(
     values: &mut [f32; ROWS],
     test: &WideTest,
 ) -> (u16, u16) {
-    let (mut sums, mut left) = ([0i32; ROWS], mask);
+    let (mut sums, mut left) = ([test.start; ROWS], mask);
     // Plain loops: a closure would not have this function's features.
     while left != 0 {
         // Four rows at once; the last one stands in for those that are missing.
@@ -146,7 +146,7 @@ unsafe fn wide_512(
             let mut each_sum = [0i32; 4];
             _mm_storeu_si128(each_sum.as_mut_ptr().cast(), each);
             for f in 0..4 {
-                sums[four[f]] = each_sum[f];
+                sums[four[f]] = each_sum[f].wrapping_add(test.start);
             }
         }
     }
@@ -209,9 +209,9 @@ impl Lanes for Avx2 {
     type Four = [__m256i; 2];
 
     #[inline(always)]
-    unsafe fn zero() -> Self::Sums {
+    unsafe fn start(sum: i32) -> Self::Sums {
         // SAFETY: the caller has AVX2.
-        unsafe { [_mm256_setzero_si256(); 2] }
+        unsafe { [_mm256_set1_epi32(sum); 2] }
     }
 
     #[inline(always)]
@@ -244,9 +244,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn shift(sums: Self::Sums, shift: u32) -> Self::Sums {
+    unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
         // SAFETY: the caller has AVX2.
-        unsafe { sums.map(|s| _mm256_sll_epi32(s, _mm_cvtsi32_si128(shift as i32))) }
+        unsafe {
+            let by = _mm_cvtsi32_si128(shift as i32);
+            sums.map(|s| _mm256_add_epi32(_mm256_sll_epi32(s, by), _mm256_set1_epi32(plus)))
+        }
     }
 
     #[inline(always)]
@@ -262,7 +265,7 @@ impl Lanes for Avx2 {
             unsafe {
                 let term = |field: usize| _mm256_loadu_ps(terms.add(field + 8 * h));
                 let all = |x: f32| _mm256_set1_ps(x);
-                let sum = _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(test.start)));
+                let sum = _mm256_cvtepi32_ps(sums);
                 let start = _mm256_fmadd_ps(all(test.along), term(field::SHIFT), all(test.offset));
                 let value = _mm256_fmadd_ps(all(test.scale), sum, start);
                 let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::SECOND_RESIDUAL });
@@ -290,7 +293,7 @@ impl Lanes for Avx2 {
             // SAFETY: the caller has AVX2 and FMA, 16 writable values and 16 readable residuals.
             unsafe {
                 let all = |x: f32| _mm256_set1_ps(x);
-                let sums = _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(test.start)));
+                let sums = _mm256_cvtepi32_ps(sums);
                 let value = _mm256_fmadd_ps(all(test.scale), sums, _mm256_loadu_ps(values.add(8 * h)));
                 _mm256_storeu_ps(values.add(8 * h), value);
                 let error = _mm256_mul_ps(all(test.residual), _mm256_loadu_ps(residuals.add(8 * h)));
@@ -304,12 +307,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn add_values(sums: Self::Sums, start: i32, scale: f32, values: *mut f32) {
+    unsafe fn add_values(sums: Self::Sums, scale: f32, values: *mut f32) {
         for (h, sums) in sums.into_iter().enumerate() {
             // SAFETY: the caller has AVX2 and FMA, and 16 writable numbers.
             unsafe {
                 let at = values.add(8 * h);
-                let sum = _mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(start)));
+                let sum = _mm256_cvtepi32_ps(sums);
                 _mm256_storeu_ps(at, _mm256_fmadd_ps(_mm256_set1_ps(scale), sum, _mm256_loadu_ps(at)));
             }
         }
@@ -390,11 +393,11 @@ unsafe fn wide_256(
     values: &mut [f32; ROWS],
     test: &WideTest,
 ) -> (u16, u16) {
-    let mut sums = [0; ROWS];
+    let mut sums = [test.start; ROWS];
     for (r, (row, sum)) in rows.codes.chunks(rows.stride).zip(&mut sums).enumerate() {
         if mask >> r & 1 == 1 {
             // SAFETY: both have the same length, a multiple of 64, and the caller has AVX2.
-            *sum = unsafe { dot_256(&row[..query.len()], query) };
+            *sum = sum.wrapping_add(unsafe { dot_256(&row[..query.len()], query) });
         }
     }
     test.decide(&sums, values, rows.residuals, mask)
