@@ -131,14 +131,14 @@ impl Basis {
     }
 
     /// Writes the projections `W^T (x - along mu)` of vectors, one number per column each.
-    pub fn project<E: Element>(&self, vectors: &[&[E]], along: impl Fn(usize) -> f64, out: &mut [f32]) {
+    pub fn project(&self, vectors: &[&[f32]], along: impl Fn(usize) -> f64, out: &mut [f32]) {
         let (all, count) = (self.widths.all, vectors.len());
         let mut sums = vec![0.0f64; count * all];
         let mut dots = vec![0.0f32; count * all];
         for from in (0..self.dim).step_by(PIECE) {
             let piece = from..(from + PIECE).min(self.dim);
             let columns: Vec<&[f32]> = self.columns.chunks_exact(self.dim).map(|c| &c[piece.clone()]).collect();
-            let pieces: Vec<&[E]> = vectors.iter().map(|x| &x[piece.clone()]).collect();
+            let pieces: Vec<&[f32]> = vectors.iter().map(|x| &x[piece.clone()]).collect();
             Kernels::get().dots(&pieces, &columns, &mut dots);
             sums.iter_mut().zip(&dots).for_each(|(s, x)| *s += f64::from(*x));
         }

@@ -151,16 +151,17 @@ pub(super) struct Split {
 
 /// Splits vectors whose first term, `along(i) mu`, is taken off.
 pub(super) fn split<E: Element>(basis: &Basis, vectors: &[&[E]], along: impl Fn(usize) -> f64) -> Vec<Split> {
-    let all = basis.widths.all;
+    let (dim, all) = (basis.dim, basis.widths.all);
+    let mut wide = vec![0.0f32; vectors.len() * dim];
+    vectors.iter().zip(wide.chunks_exact_mut(dim)).for_each(|(x, wide)| E::widen(x, wide));
+    let wide: Vec<&[f32]> = wide.chunks_exact(dim).collect();
     let mut z = vec![0.0f32; vectors.len() * all];
-    basis.project(vectors, &along, &mut z);
-    let mut wide = vec![0.0f32; basis.dim];
-    let each = vectors.iter().zip(z.chunks_exact(all)).enumerate();
+    basis.project(&wide, &along, &mut z);
+    let each = wide.iter().zip(z.chunks_exact(all)).enumerate();
     each.map(|(v, (x, z))| {
-        E::widen(x, &mut wide);
         let along = along(v);
         let centered = |(x, m): (&f32, &f32)| (f64::from(*x) - along * f64::from(*m)).powi(2);
-        Split { z: z.to_vec(), square: wide.iter().zip(&basis.mean).map(centered).sum() }
+        Split { z: z.to_vec(), square: x.iter().zip(&basis.mean).map(centered).sum() }
     })
     .collect()
 }
