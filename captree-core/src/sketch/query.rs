@@ -1,7 +1,9 @@
 //! The query side: codes and terms of a batch of caps, and the decisions of each level.
 
 use super::encode::{Sketch, Split, inverse, nearest, split};
-use super::kernel::{Asking, Decision, Dense, IntKernels, Prefix, QUARTER, QueryTerms, Rows, WideTest, ask};
+use super::kernel::{
+    Asking, Decision, Dense, IntKernels, LeadTerms, Prefix, PrefixTerms, QUARTER, Rows, WideTerms, WideTest, ask,
+};
 use super::levels::{
     Bounds, FINE, FINER, GROUP_TERMS, ROW_TERMS, field, fine_width, padded, third_bytes, wide_bytes,
 };
@@ -32,12 +34,18 @@ const DENSE_QUERIES: usize = 4;
 pub(crate) struct Queries<'a> {
     sketch: &'a Sketch,
     kernels: IntKernels,
-    terms: Vec<QueryTerms>,
-    /// Prefix codes, [`padded`] bytes each, and what they lose on the leading columns.
-    prefix_codes: Vec<i8>,
+    /// What rounding and the basis may hide.
+    slack: Vec<f64>,
+    /// Codes of the first level, [`padded`] bytes each, and of the second; then what these lose on the leading columns.
+    first_codes: Vec<i8>,
+    first_terms: Vec<PrefixTerms>,
+    second_codes: Vec<i8>,
+    second_terms: Vec<PrefixTerms>,
     lead_codes: Vec<i8>,
+    lead_terms: Vec<LeadTerms>,
     /// The counterparts of the rows' wider codes.
     wide_codes: Vec<i8>,
+    wide_terms: Vec<WideTerms>,
 }
 
 /// Buffers of [`Queries::settle`].
@@ -84,15 +92,21 @@ impl<'a> Queries<'a> {
     /// The same with kernels of the caller's choice.
     pub fn with(kernels: IntKernels, sketch: &'a Sketch, caps: &Caps<'_>, active: &[usize]) -> Self {
         let basis = &sketch.basis;
-        let second = basis.widths.second;
-        let (prefix, lead, wide) = (padded(second), padded(fine_width(second)), wide_bytes(basis.widths));
+        let Widths { first, second, .. } = basis.widths;
+        let (first, lead, second) = (padded(first), padded(fine_width(second)), padded(second));
+        let wide = wide_bytes(basis.widths);
         let mut queries = Queries {
             sketch,
             kernels,
-            terms: Vec::with_capacity(active.len()),
-            prefix_codes: vec![0; active.len() * prefix],
+            slack: Vec::with_capacity(active.len()),
+            first_codes: Vec::with_capacity(active.len() * first),
+            first_terms: Vec::with_capacity(active.len()),
+            second_codes: vec![0; active.len() * second],
+            second_terms: Vec::with_capacity(active.len()),
             lead_codes: vec![0; active.len() * lead],
+            lead_terms: Vec::with_capacity(active.len()),
             wide_codes: vec![0; active.len() * wide],
+            wide_terms: Vec::with_capacity(active.len()),
         };
         for caps_of_tile in active.chunks(TILE) {
             let centers: Vec<&[f32]> = caps_of_tile.iter().map(|c| caps.center(*c)).collect();
@@ -108,17 +122,23 @@ impl<'a> Queries<'a> {
                     })
                     .collect();
             for ((cap, split), along) in caps_of_tile.iter().zip(split(basis, &centers, |i| along[i])).zip(&along) {
-                let i = queries.terms.len();
-                let mut terms = encode(
+                let i = queries.slack.len();
+                let own = &mut queries.second_codes[i * second..(i + 1) * second];
+                let terms = encode(
                     sketch,
                     &split,
                     *along,
-                    &mut queries.prefix_codes[i * prefix..(i + 1) * prefix],
+                    own,
                     &mut queries.lead_codes[i * lead..(i + 1) * lead],
                     &mut queries.wide_codes[i * wide..(i + 1) * wide],
                 );
-                terms.set_threshold(1.0 - caps.bound(*cap));
-                queries.terms.push(terms);
+                queries.first_codes.extend_from_slice(&own[..first]);
+                queries.slack.push(terms.slack);
+                queries.first_terms.push(terms.first);
+                queries.second_terms.push(terms.second);
+                queries.lead_terms.push(terms.lead);
+                queries.wide_terms.push(terms.wide);
+                queries.set_threshold(i, 1.0 - caps.bound(*cap));
             }
         }
         queries
@@ -126,7 +146,12 @@ impl<'a> Queries<'a> {
 
     /// Moves the threshold of query `i` to `real dot >= threshold`.
     pub fn set_threshold(&mut self, i: usize, threshold: f64) {
-        self.terms[i].set_threshold(threshold);
+        let inside = up(threshold + self.slack[i]);
+        let outside = -up(self.slack[i] - threshold);
+        for terms in [&mut self.first_terms[i], &mut self.second_terms[i]] {
+            (terms.inside, terms.outside) = (inside, outside);
+        }
+        (self.wide_terms[i].inside, self.wide_terms[i].outside) = (inside, outside);
     }
 
     /// Decides 64 tiles at once: bit `b` stands for all rows of tile `64 group + b`.
@@ -136,6 +161,7 @@ impl<'a> Queries<'a> {
         Ok(())
     }
 
+    /// The second level of 64 rows or tiles.
     fn prefix<'b>(
         &'b self,
         codes: &'b Array<u8>,
@@ -151,10 +177,18 @@ impl<'a> Queries<'a> {
             first: padded(widths.first),
             bytes: padded(widths.second),
             lead: padded(fine_width(widths.second)),
-            query_codes: &self.prefix_codes,
+            query_codes: &self.second_codes,
+            stride: padded(widths.second),
+            query_terms: &self.second_terms,
             lead_codes: &self.lead_codes,
-            query_terms: &self.terms,
+            lead_terms: &self.lead_terms,
         })
+    }
+
+    /// The first level of a tile, given its second one.
+    fn first<'b>(&'b self, prefix: &Prefix<'b>) -> Prefix<'b> {
+        let (query_codes, query_terms) = (&self.first_codes, &self.first_terms);
+        Prefix { query_codes, stride: prefix.first, query_terms, ..*prefix }
     }
 
     /// What the first and the second level say of a tile's rows, each on its own.
@@ -162,7 +196,7 @@ impl<'a> Queries<'a> {
     pub fn prefix_levels(&self, tile: usize, queries: &[u32]) -> Result<[Vec<Decision>; 2]> {
         let prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile, ROW_TERMS)?;
         let mut out = [vec![Decision::default(); queries.len()], vec![Decision::default(); queries.len()]];
-        self.kernels.first(&prefix, queries, &mut out[0]);
+        self.kernels.first(&self.first(&prefix), queries, &mut out[0]);
         let masks = vec![u64::MAX; queries.len()];
         let mut values = vec![[0.0; TILE]; queries.len()];
         self.kernels.second(&prefix, queries, &masks, &mut out[1], &mut values, &mut Asking::default());
@@ -180,7 +214,7 @@ impl<'a> Queries<'a> {
         out: &mut [Decision],
     ) -> Result<()> {
         let prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile, ROW_TERMS)?;
-        self.kernels.first(&prefix, active, out);
+        self.kernels.first(&self.first(&prefix), active, out);
         with.places.clear();
         with.open.clear();
         with.masks.clear();
@@ -240,7 +274,7 @@ impl<'a> Queries<'a> {
         late.fetched |= wanted;
         let bounds = Bounds::of(terms);
         let test = |query: u32| {
-            let terms = &self.terms[query as usize];
+            let terms = &self.wide_terms[query as usize];
             if level == Level::Third { terms.third(bounds) } else { terms.last(bounds) }
         };
         let residuals = &terms[field::THIRD_RESIDUAL..][..TILE];
@@ -350,7 +384,16 @@ fn code(values: &[f64], step: f64, codes: &mut [i8]) -> (Vec<f64>, i32) {
     (lost.collect(), sum)
 }
 
-/// Codes of a query and its terms, but for the threshold.
+/// The terms of a query, but for the threshold.
+struct Terms {
+    slack: f64,
+    first: PrefixTerms,
+    second: PrefixTerms,
+    lead: LeadTerms,
+    wide: WideTerms,
+}
+
+/// Codes of a query and its terms.
 fn encode(
     sketch: &Sketch,
     split: &Split,
@@ -358,7 +401,7 @@ fn encode(
     prefix: &mut [i8],
     lead: &mut [i8],
     wide: &mut [i8],
-) -> QueryTerms {
+) -> Terms {
     let (basis, steps) = (&sketch.basis, sketch.steps);
     let [first_step, second_step, third_step, rest_step] = steps.each().map(f64::from);
     let Widths { first, second, third, all: _ } = basis.widths;
@@ -390,14 +433,24 @@ fn encode(
     let (rest_lost, rest_sum) = code(&a[third..], f64::from(last_scale) * inverse(rest_step), rest);
     let (offset, spread) = (along * basis.mean_square, up(along.abs()));
     let residual = |z: &[f32]| up(basis.residual(split.square, z) * (1.0 + NORM_SLACK));
-    let at_first = Bounds {
+    let at_second = PrefixTerms {
+        start: -128 * first_sum,
+        shift,
+        second_start: -128 * second_sum,
+        scale,
+        offset: offset as f32,
+        along: along as f32,
+        residual: residual(&split.z[..second]),
+        spread,
         first_lost: norm(&a[..first]),
         first_length: norm(&lost[..first]),
-        spread,
-        ..Bounds::default()
+        second_lost: norm(&a[first..second]),
+        second_length: norm(&lost[first..]),
+        length: norm(&a[..second]),
+        inside: 0.0,
+        outside: 0.0,
     };
-    let at_second = Bounds { second_lost: norm(&a[first..second]), second_length: norm(&lost[first..]), ..at_first };
-    let at_third = Bounds {
+    let third_costs = Bounds {
         lead_lost: norm(&a[..leading]),
         lead_length: norm(&lead_lost),
         plain_lost: norm(&a[leading..second]),
@@ -407,39 +460,31 @@ fn encode(
         spread,
         ..Bounds::default()
     };
-    let at_last = Bounds {
+    let last_costs = Bounds {
         lead_lost: 0.0,
-        fine_lost: at_third.lead_lost,
+        fine_lost: third_costs.lead_lost,
         fine_length: norm(&finer_lost),
         rest_lost: norm(&a[third..]),
         rest_length: norm(&rest_lost),
         residual: residual(&split.z),
-        ..at_third
+        ..third_costs
     };
-    QueryTerms {
-        offset: offset as f32,
-        along: along as f32,
-        spread,
-        shift,
-        first_scale: scale * power as f32,
-        first_start: -128 * first_sum,
-        second_scale: scale,
-        second_start: -128 * second_sum,
-        lead_scale,
-        lead_start: -128 * lead_sum,
-        third_scale,
-        third_start: -128 * third_sum,
-        last_scale,
-        last_start: -128 * (fine_sum + rest_sum),
-        first_residual: residual(&split.z[..first]),
-        second_residual: residual(&split.z[..second]),
-        third_residual: residual(&split.z[..third]),
-        length: norm(&a[..second]),
-        errors: [at_first, at_second, at_third, at_last],
-        slack: FLOAT_SLACK
-            + basis.defect(f64::from(norm(&a)), sketch.farthest)
-            + 2e-7 * (offset.abs() + along.abs() * LONGEST),
-        inside: 0.0,
-        outside: 0.0,
+    let defect = basis.defect(f64::from(norm(&a)), sketch.farthest);
+    Terms {
+        slack: FLOAT_SLACK + defect + 2e-7 * (offset.abs() + along.abs() * LONGEST),
+        first: PrefixTerms { scale: scale * power as f32, residual: residual(&split.z[..first]), ..at_second },
+        second: at_second,
+        lead: LeadTerms { scale: lead_scale, start: -128 * lead_sum },
+        wide: WideTerms {
+            third_scale,
+            third_start: -128 * third_sum,
+            last_scale,
+            last_start: -128 * (fine_sum + rest_sum),
+            third_residual: residual(&split.z[..third]),
+            third_costs,
+            last_costs,
+            inside: 0.0,
+            outside: 0.0,
+        },
     }
 }

@@ -1,6 +1,6 @@
 //! The tile loops, written once over [`Lanes`].
 
-use super::{Asking, Decision, Dense, Prefix, QueryTerms, Rows, Test, WideTest};
+use super::{Asking, Decision, Dense, LeadTerms, Prefix, PrefixTerms, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::Bounds;
 
@@ -99,9 +99,9 @@ pub(super) unsafe fn second<L: Lanes>(
                 let at = padded(four);
                 let mut sums = [L::start(0); 4];
                 for c in 0..4 {
-                    sums[c] = L::start(terms_of(prefix, queries, at[c]).first_start);
+                    sums[c] = L::start(terms_of(prefix, queries, at[c]).start);
                 }
-                let query = query_codes(prefix.query_codes, prefix.bytes, queries, &at);
+                let query = query_codes(prefix.query_codes, prefix.stride, queries, &at);
                 together::<L>(codes, (0, prefix.first), &query, &mut sums);
                 for c in 0..4 {
                     let terms = terms_of(prefix, queries, at[c]);
@@ -126,12 +126,12 @@ pub(super) unsafe fn second<L: Lanes>(
                 let at = padded(four);
                 let mut sums = [L::start(0); 4];
                 for c in 0..4 {
-                    sums[c] = L::start(terms_of(prefix, queries, at[c]).lead_start);
+                    sums[c] = L::start(lead_of(prefix, queries, at[c]).start);
                 }
                 let query = query_codes(prefix.lead_codes, prefix.lead, queries, &at);
                 together::<L>(codes, (0, prefix.lead), &query, &mut sums);
                 for (c, place) in four.iter().enumerate() {
-                    let scale = terms_of(prefix, queries, *place).lead_scale;
+                    let scale = lead_of(prefix, queries, *place).scale;
                     let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
                     L::add_values(sums[c], scale, own);
                 }
@@ -233,9 +233,17 @@ fn padded(places: &[u32]) -> [u32; 4] {
 /// # Safety
 /// `at` names queries that are there.
 #[inline(always)]
-unsafe fn terms_of<'a>(prefix: &Prefix<'a>, queries: &[u32], place: u32) -> &'a QueryTerms {
+unsafe fn terms_of<'a>(prefix: &Prefix<'a>, queries: &[u32], place: u32) -> &'a PrefixTerms {
     // SAFETY: forwarded from the caller.
     unsafe { prefix.query_terms.get_unchecked(*queries.get_unchecked(place as usize) as usize) }
+}
+
+/// # Safety
+/// As for [`terms_of`].
+#[inline(always)]
+unsafe fn lead_of<'a>(prefix: &Prefix<'a>, queries: &[u32], place: u32) -> &'a LeadTerms {
+    // SAFETY: forwarded from the caller.
+    unsafe { prefix.lead_terms.get_unchecked(*queries.get_unchecked(place as usize) as usize) }
 }
 
 /// # Safety
@@ -321,8 +329,8 @@ unsafe fn block<L: Lanes, const LEVEL: u8, const Q: usize>(
         let mut sums = [[L::start(0); PARTS]; Q];
         for q in 0..Q {
             terms[q] = terms_of(prefix, queries, (first + q) as u32);
-            query[q] = query[q].add(*queries.get_unchecked(first + q) as usize * prefix.bytes);
-            sums[q] = [L::start(terms[q].first_start); PARTS];
+            query[q] = query[q].add(*queries.get_unchecked(first + q) as usize * prefix.stride);
+            sums[q] = [L::start(terms[q].start); PARTS];
         }
         products::<L, Q>(codes, (0, prefix.first), &query, &mut sums);
         if LEVEL != FIRST {

@@ -13,42 +13,58 @@ use std::sync::OnceLock;
 use super::TILE;
 use super::levels::{Bounds, GROUP_TERMS, ROW_TERMS};
 
-/// What is known of one query beside its codes; the counterpart of [`Bounds`]. Norms are rounded up.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct QueryTerms {
+/// What a prefix level needs of one query beside its code; the counterpart of [`Bounds`], norms are rounded up. One cache
+/// line: the loops meet all queries of a block for every tile.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub(crate) struct PrefixTerms {
+    /// Where the integer sum starts, which takes away that codes of rows are stored plus 128.
+    pub start: i32,
+    /// The second level: what its own columns add to the start, after the first level's sum was multiplied by `2^shift`.
+    pub shift: u32,
+    pub second_start: i32,
+    /// What the integer sum is worth.
+    pub scale: f32,
     /// `<q, mu>`.
     pub offset: f32,
-    /// `lambda`, and at least its size.
+    /// `lambda`.
     pub along: f32,
+    /// What the level's columns leave over.
+    pub residual: f32,
+    /// What each of the 64 rows' or tiles' [`Bounds`] costs, and a tile's reach.
     pub spread: f32,
-    /// The first level's sum counts `2^shift` times at the second.
-    pub shift: u32,
-    /// What an integer sum is worth at each level, and where it starts, which takes away that codes of rows are stored plus
-    /// 128; `second_start` is what the second level's own columns add.
-    pub first_scale: f32,
-    pub first_start: i32,
-    pub second_scale: f32,
-    pub second_start: i32,
-    pub lead_scale: f32,
-    pub lead_start: i32,
+    pub first_lost: f32,
+    pub first_length: f32,
+    pub second_lost: f32,
+    pub second_length: f32,
+    /// `|a|`, which a tile's radius is multiplied with.
+    pub length: f32,
+    /// A value this large, less its error, is inside; one below the other, plus its error, is outside.
+    pub inside: f32,
+    pub outside: f32,
+}
+
+/// What the wider levels need of one query beside its code.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WideTerms {
     pub third_scale: f32,
     pub third_start: i32,
     pub last_scale: f32,
     pub last_start: i32,
-    /// What the columns of the first, the second and the third level leave over.
-    pub first_residual: f32,
-    pub second_residual: f32,
+    /// What the third level's columns leave over.
     pub third_residual: f32,
-    /// `|a|` over the second level's columns.
-    pub length: f32,
-    /// What each of a tile's [`Bounds`] costs, per level.
-    pub errors: [Bounds; 4],
-    /// What rounding and the basis may hide.
-    pub slack: f64,
-    /// A value this large, less its error, is inside.
+    /// What each of a tile's [`Bounds`] costs.
+    pub third_costs: Bounds,
+    pub last_costs: Bounds,
     pub inside: f32,
-    /// A value below this, plus its error, is outside.
     pub outside: f32,
+}
+
+/// What the second code of a query's leading columns is worth, and where its sum starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LeadTerms {
+    pub scale: f32,
+    pub start: i32,
 }
 
 /// A prefix level's test of one query.
@@ -57,12 +73,64 @@ struct Test {
     offset: f32,
     along: f32,
     residual: f32,
-    /// `|a|` and the size of `lambda`, which a tile's radius and reach are multiplied with.
     length: f32,
     spread: f32,
     inside: f32,
     outside: f32,
     is_first: bool,
+}
+
+impl PrefixTerms {
+    /// Errors that all rows of a tile share are part of the thresholds.
+    #[inline(always)]
+    fn test<const LEVEL: u8>(&self, bounds: &Bounds) -> Test {
+        let is_first = LEVEL == generic::FIRST;
+        let mut error = self.spread * bounds.spread
+            + self.first_lost * bounds.first_lost
+            + self.first_length * bounds.first_length;
+        if !is_first {
+            error += self.second_lost * bounds.second_lost + self.second_length * bounds.second_length;
+        }
+        Test {
+            scale: self.scale,
+            offset: self.offset,
+            along: self.along,
+            residual: self.residual,
+            length: self.length,
+            spread: self.spread,
+            inside: self.inside + error,
+            outside: self.outside - error,
+            is_first,
+        }
+    }
+}
+
+impl WideTerms {
+    /// The third level's test for the rows of a tile.
+    #[inline]
+    pub fn third(&self, bounds: &Bounds) -> WideTest {
+        let error = self.third_costs.times(bounds);
+        WideTest {
+            scale: self.third_scale,
+            start: self.third_start,
+            residual: self.third_residual,
+            inside: self.inside + error,
+            outside: self.outside - error,
+        }
+    }
+
+    /// The last level's test for the rows of a tile.
+    #[inline]
+    pub fn last(&self, bounds: &Bounds) -> WideTest {
+        let error = self.last_costs.times(bounds);
+        WideTest {
+            scale: self.last_scale,
+            start: self.last_start,
+            residual: 0.0,
+            inside: self.inside + error,
+            outside: self.outside - error,
+        }
+    }
 }
 
 /// The test of one query at one of the wider levels: with `value + scale sum`, summed from `start`, for the new value of a row, and
@@ -95,64 +163,6 @@ impl WideTest {
             open |= u16::from(!(*value + error < self.outside)) << r;
         }
         (inside & mask, open & !inside & mask)
-    }
-}
-
-impl QueryTerms {
-    /// The test is `real dot >= threshold`.
-    pub fn set_threshold(&mut self, threshold: f64) {
-        self.inside = super::up(threshold + self.slack);
-        self.outside = -super::up(self.slack - threshold);
-    }
-
-    /// Errors that all rows of a tile share are part of the thresholds.
-    #[inline(always)]
-    fn test<const LEVEL: u8>(&self, bounds: &Bounds) -> Test {
-        let is_first = LEVEL == generic::FIRST;
-        let costs = &self.errors[usize::from(!is_first)];
-        let mut error = costs.spread * bounds.spread
-            + costs.first_lost * bounds.first_lost
-            + costs.first_length * bounds.first_length;
-        if !is_first {
-            error += costs.second_lost * bounds.second_lost + costs.second_length * bounds.second_length;
-        }
-        Test {
-            scale: if is_first { self.first_scale } else { self.second_scale },
-            offset: self.offset,
-            along: self.along,
-            residual: if is_first { self.first_residual } else { self.second_residual },
-            length: self.length,
-            spread: self.spread,
-            inside: self.inside + error,
-            outside: self.outside - error,
-            is_first,
-        }
-    }
-
-    /// The third level's test for the rows of a tile.
-    #[inline]
-    pub fn third(&self, bounds: &Bounds) -> WideTest {
-        let error = self.errors[2].times(bounds);
-        WideTest {
-            scale: self.third_scale,
-            start: self.third_start,
-            residual: self.third_residual,
-            inside: self.inside + error,
-            outside: self.outside - error,
-        }
-    }
-
-    /// The last level's test for the rows of a tile.
-    #[inline]
-    pub fn last(&self, bounds: &Bounds) -> WideTest {
-        let error = self.errors[3].times(bounds);
-        WideTest {
-            scale: self.last_scale,
-            start: self.last_start,
-            residual: 0.0,
-            inside: self.inside + error,
-            outside: self.outside - error,
-        }
     }
 }
 
@@ -189,20 +199,24 @@ pub(crate) struct Prefix<'a> {
     pub first: usize,
     pub bytes: usize,
     pub lead: usize,
-    /// Of all queries: `bytes` codes each, `lead` codes each, terms.
+    /// Of all queries, for the level: codes, `stride` each, and terms.
     pub query_codes: &'a [i8],
+    pub stride: usize,
+    pub query_terms: &'a [PrefixTerms],
+    /// Second codes of the leading columns, `lead` each, and their terms.
     pub lead_codes: &'a [i8],
-    pub query_terms: &'a [QueryTerms],
+    pub lead_terms: &'a [LeadTerms],
 }
 
 impl Prefix<'_> {
     /// # Panics
     /// If lengths do not fit.
-    fn check(&self, numbers: usize, queries: &[u32], out: &[Decision]) {
+    fn check(&self, read: usize, numbers: usize, queries: &[u32], out: &[Decision]) {
         let (count, parts) = (self.query_terms.len(), [self.first, self.bytes, self.lead]);
         assert!(parts.iter().all(|b| b.is_multiple_of(4) && *b <= self.bytes));
         assert!(self.codes.len() == TILE * self.bytes && self.terms.len() == numbers);
-        assert!(self.query_codes.len() == count * self.bytes && self.lead_codes.len() == count * self.lead);
+        assert!(read <= self.stride && self.query_codes.len() == count * self.stride);
+        assert!(self.lead_codes.len() == count * self.lead && self.lead_terms.len() == count);
         assert!(out.len() == queries.len() && queries.iter().all(|q| (*q as usize) < count));
     }
 }
@@ -280,7 +294,7 @@ impl IntKernels {
     /// # Panics
     /// If lengths do not fit.
     pub fn first(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
-        prefix.check(ROW_TERMS, queries, out);
+        prefix.check(prefix.first, ROW_TERMS, queries, out);
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
         unsafe { (self.first)(prefix, queries, out) }
     }
@@ -299,7 +313,7 @@ impl IntKernels {
         values: &mut [[f32; TILE]],
         asking: &mut Asking,
     ) {
-        prefix.check(ROW_TERMS, queries, out);
+        prefix.check(prefix.bytes, ROW_TERMS, queries, out);
         assert!(values.len() == queries.len() && masks.len() == queries.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
         unsafe { (self.second)(prefix, queries, masks, out, values, asking) }
@@ -310,7 +324,7 @@ impl IntKernels {
     /// # Panics
     /// If lengths do not fit.
     pub fn group(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
-        prefix.check(GROUP_TERMS, queries, out);
+        prefix.check(prefix.bytes, GROUP_TERMS, queries, out);
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
         unsafe { (self.group)(prefix, queries, out) }
     }
