@@ -28,6 +28,7 @@ pub(crate) enum Purpose {
     Estimate = 4,
     KMeans = 5,
     Sketch = 6,
+    Pilots = 7,
 }
 
 /// Names a family of streams, one per draw: a 128-bit hash of everything the family depends on.

@@ -1,12 +1,14 @@
 //! Exactly uniform and independent draws.
 //!
 //! A draw tries random rows and keeps the first that lies inside the cap: given that one of the tries succeeds, each row
-//! inside is equally likely to be it. Two ways follow each other, each with its own random numbers:
+//! inside is equally likely to be it. Three ways follow each other, each with its own random numbers:
 //!
-//! 1. tries among all rows, while they pay;
-//! 2. for the needles, a list of all rows inside, and picks by rank.
+//! 1. a few tries among all rows, which is enough for wide caps;
+//! 2. for the others, more of them, while they pay;
+//! 3. for the needles, a list of all rows inside, and picks by rank.
 //!
-//! Whether tries pay is decided by how many were made and how many of them succeeded. These numbers say nothing about
+//! Whether tries pay is decided by how many were made and how many of them succeeded, and for the second way by how many
+//! rows of a fixed pilot set lie inside, counted for all such caps of a batch together. These numbers say nothing about
 //! *which* rows were found, so every draw is uniform whichever way it was made; and every draw has streams of random
 //! numbers of its own, so draws are independent. (The problem is known as independent range sampling: Hu, Qiao and Tao,
 //! 2014.) The sketches decide nothing here but how fast the list comes, so draws are the same on every processor.
@@ -22,6 +24,7 @@ use crate::control::Control;
 use crate::element::Element;
 use crate::error::Result;
 use crate::memory::filled;
+use crate::distance::TILE;
 use crate::query::{BATCH, Decider, Sink, Walk, positions_of};
 use crate::rng::{Key, Purpose, Stream};
 use crate::store::Array;
@@ -29,12 +32,15 @@ use crate::threads::Threads;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
-/// Rows of the tree that are worth one try, while none has succeeded. Most caps that use these tries up
-/// are needles; a try costs about as much as the sketches of a few hundred of a needle's rows.
-const ROWS_PER_TRY: usize = 1024;
+/// Tries that every draw may take at first: most caps need few.
+const FIRST_TRIES: usize = 32;
 
-/// Scanning costs more for caps that hold more: once tries have succeeded, this many rows are worth one.
-const ROWS_PER_GOOD_TRY: usize = 40;
+/// Rows of the tree for each row of the pilot set, and its most rows: it costs a small part of what a list costs.
+const ROWS_PER_PILOT: usize = 512;
+const MOST_PILOTS: usize = 8192;
+
+/// Rows of the tree whose part in a list costs as much as one try.
+const ROWS_PER_TRY: usize = 40;
 
 /// Most candidates that are loaded together.
 const MOST_AT_ONCE: usize = 32;
@@ -44,6 +50,7 @@ const LISTED: usize = 1 << 26;
 
 /// Each way of drawing has its own streams, so that no random number serves twice.
 const ANYWHERE: u64 = 0;
+const LONGER: u64 = 1 << 62;
 const RANKS: u64 = 1 << 63;
 
 impl Tree {
@@ -63,15 +70,21 @@ impl Tree {
         let mut rows = filled(caps.len(), options.k, -1)?;
         let keys = keys(caps, Purpose::ExactDraws, options.seed);
         control.phase("sample", caps.len() as u64);
+        let tries = |drawn: Drawn, cap: usize, streams: u64, before: Tried| {
+            control.check()?;
+            with_elements!(&self.vectors, a => self.anywhere(a, caps, cap, (&keys[cap], streams), &options, drawn, before))
+        };
         let mut drawn: Vec<Drawn> = threads.run(|| {
-            (0..caps.len())
-                .into_par_iter()
-                .map(|cap| {
-                    control.check()?;
-                    with_elements!(&self.vectors, a => self.anywhere(a, caps, cap, &keys[cap], &options))
-                })
-                .collect::<Result<_>>()
+            let first = |cap| tries(Drawn::default(), cap, ANYWHERE, Tried::default());
+            (0..caps.len()).into_par_iter().map(first).collect::<Result<_>>()
         })?;
+        let left: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].positions.len() < options.k).collect();
+        let longer: Vec<Drawn> = threads.run(|| {
+            let pilots = self.pilots(caps, &left, control)?;
+            let longer = left.par_iter().zip(pilots);
+            longer.map(|(cap, pilots)| tries(drawn[*cap].clone(), *cap, LONGER, pilots)).collect::<Result<_>>()
+        })?;
+        left.iter().zip(longer).for_each(|(cap, own)| drawn[*cap] = own);
         let needles: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].positions.len() < options.k).collect();
         control.add((caps.len() - needles.len()) as u64);
         let expected: Vec<usize> = needles.iter().map(|c| drawn[*c].expected).collect();
@@ -97,30 +110,61 @@ impl Tree {
         Ok(rows)
     }
 
-    /// Draws from all rows of the tree: enough for all but the needles.
+    /// Goes on drawing from all rows of the tree while that pays, `before` having been tried elsewhere.
+    #[allow(clippy::too_many_arguments)]
     fn anywhere<E: Element>(
         &self,
         array: &Array<E>,
         caps: &Caps<'_>,
         cap: usize,
-        key: &Key,
+        (key, streams): (&Key, u64),
         options: &SampleOptions,
+        mut drawn: Drawn,
+        before: Tried,
     ) -> Result<Drawn> {
         let active = [cap];
         let mut decider = Decider::new(caps, &active);
-        let mut drawn = Drawn::default();
-        let n = self.len();
-        let goes_on = |tried: usize, found: usize| {
-            tried < 16 + n / ROWS_PER_TRY || found * n / ROWS_PER_GOOD_TRY > (options.k - found) * tried
+        let (n, missing) = (self.len(), options.k - drawn.positions.len());
+        let goes_on = |own: Tried| {
+            let (tried, found) = (own.rows + before.rows, own.inside + before.inside);
+            (streams == ANYWHERE && own.rows < FIRST_TRIES) || found * (n / ROWS_PER_TRY) > (missing - own.inside) * tried
         };
         let pick = |stream: &mut Stream| stream.below(n as u64) as usize;
-        let tried = drawn.reject(options, key, ANYWHERE, goes_on, pick, |candidates| {
+        let own = drawn.reject(options, key, streams, goes_on, pick, |candidates| {
             let all = u64::MAX >> (64 - candidates.len());
             decider.decide_some(0, all, |bit| row(array, candidates[bit], self.dim()))
         })?;
-        drawn.expected = (drawn.positions.len() + 1) * n / tried;
+        let (tried, found) = (own.rows + before.rows, own.inside + before.inside);
+        drawn.expected = (found + 1) * n / tried.max(1);
         Ok(drawn)
     }
+
+    /// How many rows of the pilot set lie inside each of the caps `active`: none are looked at for small trees.
+    fn pilots(&self, caps: &Caps<'_>, active: &[usize], control: &Control) -> Result<Vec<Tried>> {
+        let (n, count) = (self.len(), (self.len() / ROWS_PER_PILOT).min(MOST_PILOTS));
+        let mut stream = Key::new(Purpose::Pilots, 0, &[]).stream(0);
+        let positions: Vec<usize> = (0..count).map(|_| stream.below(n as u64) as usize).collect();
+        let blocks = active.par_chunks(TILE).map(|active| {
+            control.check()?;
+            let mut found = vec![Tried { rows: count, inside: 0 }; active.len()];
+            let mut decider = Decider::new(caps, active);
+            with_elements!(&self.vectors, array => {
+                for tile in positions.chunks(TILE) {
+                    let rows = tile.iter().map(|p| row(array, *p, self.dim())).collect::<Result<Vec<_>>>()?;
+                    decider.decide(&rows, |i, mask| found[i].inside += mask.count_ones() as usize);
+                }
+            });
+            Ok(found)
+        });
+        Ok(blocks.collect::<Result<Vec<_>>>()?.concat())
+    }
+}
+
+/// Rows that were tried, and how many of them lie inside.
+#[derive(Clone, Copy, Default)]
+struct Tried {
+    rows: usize,
+    inside: usize,
 }
 
 /// What a cap has drawn so far.
@@ -133,37 +177,37 @@ struct Drawn {
 }
 
 impl Drawn {
-    /// Draws while `goes_on(tried, found)`; `inside` gives the bits of the candidates that lie inside. Returns how many
-    /// candidates were tried.
+    /// Draws while `goes_on`; `inside` gives the bits of the candidates that lie inside. Returns how many candidates were
+    /// tried, and how many draws they made.
     fn reject(
         &mut self,
         options: &SampleOptions,
         key: &Key,
         streams: u64,
-        goes_on: impl Fn(usize, usize) -> bool,
+        goes_on: impl Fn(Tried) -> bool,
         pick: impl Fn(&mut Stream) -> usize,
         mut inside: impl FnMut(&[usize]) -> Result<u64>,
-    ) -> Result<usize> {
+    ) -> Result<Tried> {
         let mut taken: HashSet<usize> =
             if options.replace { HashSet::new() } else { self.positions.iter().copied().collect() };
-        let (before, mut tried) = (self.positions.len(), 0);
+        let (before, mut own) = (self.positions.len(), Tried::default());
         let mut candidates = Vec::with_capacity(MOST_AT_ONCE);
-        while self.positions.len() < options.k && goes_on(tried, self.positions.len() - before) {
+        while self.positions.len() < options.k && goes_on(own) {
             let mut stream = key.stream(streams + self.positions.len() as u64);
-            let done = self.positions.len() - before;
             // Some candidates at a time hide the latency of memory: about as many as a draw has needed so far.
-            let (mut size, mut found) = ((tried / (done + 1)).clamp(2, MOST_AT_ONCE), None);
-            while found.is_none() && goes_on(tried, done) {
+            let (mut size, mut found) = ((own.rows / (own.inside + 1)).clamp(2, MOST_AT_ONCE), None);
+            while found.is_none() && goes_on(own) {
                 candidates.clear();
                 candidates.extend((0..size).map(|_| pick(&mut stream)));
                 let mask = inside(&candidates)?;
                 found = positions_of(0, mask).map(|i| candidates[i]).find(|p| options.replace || taken.insert(*p));
-                tried += candidates.len();
+                own.rows += candidates.len();
                 size = (size * 2).min(MOST_AT_ONCE);
             }
             self.positions.extend(found);
+            own.inside = self.positions.len() - before;
         }
-        Ok(tried)
+        Ok(own)
     }
 }
 
