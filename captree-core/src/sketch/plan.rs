@@ -1,0 +1,172 @@
+//! Widths of the levels, chosen for the rows at hand: a model of what counting costs, over a sample of the rows and of caps
+//! like those of the published training mixture. Widths decide how fast answers come, not which.
+
+use rayon::prelude::*;
+
+use super::TILE;
+use super::basis::dot;
+use super::levels::{FINE, MAX_COLUMNS, Widths};
+use crate::element::Element;
+use crate::error::Result;
+use crate::rng::{Key, Purpose, Stream};
+
+/// Widths that are tried for each level.
+const FIRST: [usize; 4] = [16, 32, 48, 64];
+const SECOND: [usize; 4] = [64, 96, 128, 192];
+const THIRD: [usize; 3] = [192, 256, 384];
+
+/// All of these, in order.
+const ENDS: [usize; 9] = [16, 32, 48, 64, 96, 128, 192, 256, 384];
+
+/// Most leading columns of any plan.
+pub(super) const MOST: usize = ENDS[ENDS.len() - 1];
+
+/// Trees of fewer rows, or dims, are too small for a choice to matter.
+const LEAST_ROWS: usize = 16 * 1024;
+
+/// Tiles of neighbors, and caps, that the model looks at.
+const TILES: usize = 24;
+const CAPS: usize = 128;
+
+/// Rows that the loops of the first two levels take together.
+const PART: usize = 16;
+
+/// Costs in 64-byte dot-product instructions per row, as measured (docs/performance.md): of a prefix level's test, of the
+/// query's refinement, of a wider level's test, and how many times as much a row costs alone as in a tile of open rows.
+const PREFIX_TEST: f64 = 0.7;
+const LEAD: f64 = 1.25;
+const WIDE_TEST: f64 = 1.0;
+const ALONE: f64 = 3.5;
+
+/// Open rows from which a tile's rows are settled together.
+const DENSE_ROWS: usize = 8;
+
+/// What each level would have to look at, for one cap and one tile: rows that a prefix of each width leaves open.
+type Open = [u64; ENDS.len()];
+
+/// The cheapest widths for `n` rows of `dim` dims; `columns` are leading ones, in energy order, `dim` coordinates each.
+pub(super) fn choose<'a, E: Element>(
+    at: &impl Fn(usize) -> Result<&'a [E]>,
+    (n, dim): (usize, usize),
+    mean: &[f32],
+    columns: &[f32],
+    seed: u64,
+) -> Result<Widths> {
+    let usual = usual(dim);
+    if n < LEAST_ROWS || dim <= SECOND[0] {
+        return Ok(usual);
+    }
+    let mut tiles = Vec::with_capacity(TILES * TILE);
+    for t in 0..TILES {
+        let start = t * (n / TILES) / TILE * TILE;
+        for p in start..start + TILE {
+            let mut x = vec![0.0f32; dim];
+            E::widen(at(p)?, &mut x);
+            tiles.push(x);
+        }
+    }
+    let ends: Vec<usize> = ENDS.into_iter().filter(|end| *end <= columns.len() / dim).collect();
+    let rows: Vec<Prefixes> = tiles.par_iter().map(|x| Prefixes::new(x, mean, 1.0, columns, &ends)).collect();
+    let mut stream = Key::new(Purpose::Sketch, seed, &[]).stream(2);
+    let caps: Vec<(Vec<f32>, f64)> = (0..CAPS).map(|_| cap(&tiles, &mut stream)).collect();
+    let open: Vec<Open> =
+        caps.par_iter().flat_map_iter(|cap| opens(cap, mean, columns, &ends, &tiles, &rows)).collect();
+    let place = |width: usize| ends.iter().position(|end| *end == width);
+    let mut best = (f64::INFINITY, usual);
+    for (first, second, third) in
+        FIRST.into_iter().flat_map(|a| SECOND.map(|b| (a, b))).flat_map(|(a, b)| THIRD.map(|c| (a, b, c)))
+    {
+        let (Some(a), Some(b), Some(c)) = (place(first), place(second), place(third)) else { continue };
+        if first < second && second < third {
+            let widths = Widths { first, second, third, all: dim.min(MAX_COLUMNS) };
+            let cost = open.iter().map(|open| cost(widths, [open[a], open[b], open[c]])).sum();
+            if cost < best.0 {
+                best = (cost, widths);
+            }
+        }
+    }
+    Ok(best.1)
+}
+
+/// Widths for rows that nothing is known of.
+pub(super) fn usual(dim: usize) -> Widths {
+    Widths { first: dim.min(32), second: dim.min(128), third: dim.min(256), all: dim.min(MAX_COLUMNS) }
+}
+
+/// What settling a tile costs for one cap, given the rows that each of three levels leaves open.
+fn cost(widths: Widths, [first, second, third]: [u64; 3]) -> f64 {
+    let reads = |width: usize| width as f64 / 64.0;
+    let parts = (0..TILE / PART).filter(|p| first >> (p * PART) & 0xffff != 0).count() as f64 / (TILE / PART) as f64;
+    let wide = |open: u64, width: usize| {
+        let (rows, each) = (open.count_ones() as usize, reads(width.next_multiple_of(64)) + WIDE_TEST);
+        if rows < DENSE_ROWS { rows as f64 / TILE as f64 * ALONE * each } else { each }
+    };
+    let lead = if second == 0 { 0.0 } else { LEAD * parts };
+    reads(widths.first)
+        + PREFIX_TEST
+        + parts * (reads(widths.second) + PREFIX_TEST)
+        + lead
+        + wide(second, widths.third - widths.second)
+        + wide(third, FINE + widths.all - widths.third)
+}
+
+/// A vector's coordinates, and what prefixes leave of it.
+struct Prefixes {
+    z: Vec<f32>,
+    residuals: Vec<f32>,
+}
+
+impl Prefixes {
+    fn new(x: &[f32], mean: &[f32], along: f64, columns: &[f32], ends: &[usize]) -> Self {
+        let own: Vec<f32> = x.iter().zip(mean).map(|(x, m)| (f64::from(*x) - along * f64::from(*m)) as f32).collect();
+        let most = ends.last().copied().unwrap_or(0);
+        let z: Vec<f32> = columns.chunks_exact(x.len()).take(most).map(|c| dot(&own, c) as f32).collect();
+        let square = dot(&own, &own);
+        let left = |end: &usize| (square - dot(&z[..*end], &z[..*end])).max(0.0).sqrt() as f32;
+        let residuals = ends.iter().map(left).collect();
+        Prefixes { z, residuals }
+    }
+}
+
+/// A cap like those that generators are trained on: its center lies between two rows, its bound in most cases below 1.
+fn cap(rows: &[Vec<f32>], stream: &mut Stream) -> (Vec<f32>, f64) {
+    let pick = |stream: &mut Stream| &rows[stream.below(rows.len() as u64) as usize];
+    let (a, b, t) = (pick(stream), pick(stream), stream.unit());
+    // Interpolated along the sphere; nearly along the chord if the two are nearly the same.
+    let angle = dot(a, b).clamp(-1.0, 1.0).acos().max(1e-3);
+    let (wa, wb) = (((1.0 - t) * angle).sin(), (t * angle).sin());
+    let mixed: Vec<f64> = a.iter().zip(b).map(|(a, b)| wa * f64::from(*a) + wb * f64::from(*b)).collect();
+    let norm = mixed.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
+    let bound = if stream.unit() < 0.95 { stream.unit() } else { 1.0 + stream.unit() };
+    (mixed.iter().map(|x| (x / norm) as f32).collect(), bound)
+}
+
+/// Per tile, the rows that each width leaves open for a cap.
+fn opens(
+    (center, bound): &(Vec<f32>, f64),
+    mean: &[f32],
+    columns: &[f32],
+    ends: &[usize],
+    tiles: &[Vec<f32>],
+    rows: &[Prefixes],
+) -> Vec<Open> {
+    let square = dot(mean, mean);
+    let along = if square > 0.0 { dot(center, mean) / square } else { 0.0 };
+    let own = Prefixes::new(center, mean, along, columns, ends);
+    let each = tiles.chunks_exact(TILE).zip(rows.chunks_exact(TILE));
+    each.map(|(tile, rows)| {
+        let mut open: Open = [0; ENDS.len()];
+        for (r, (x, row)) in tile.iter().zip(rows).enumerate() {
+            let shift = dot(x, mean) - square;
+            let mut value = along * square + along * shift - (1.0 - bound);
+            let mut from = 0;
+            for (e, end) in ends.iter().enumerate() {
+                value += dot(&own.z[from..*end], &row.z[from..*end]);
+                from = *end;
+                open[e] |= u64::from(value.abs() <= f64::from(own.residuals[e] * row.residuals[e])) << r;
+            }
+        }
+        open
+    })
+    .collect()
+}
