@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::MAX_DIM;
 use crate::element::Storage;
 use crate::error::{Error, Result};
-use crate::sketch::{sketch_bytes, widths};
+use crate::sketch::sketch_bytes;
 use crate::store::Array;
 use crate::threads::Threads;
 use crate::vectors::{NormRange, Precision, Vectors, norm};
@@ -106,7 +106,7 @@ pub struct Rows {
 /// and the rows a second time, in tree order, unless the tree is written to disk.
 fn build_bytes(rows: usize, dim: usize, storage: Storage, on_disk: bool) -> u64 {
     let stored = dim * storage.bytes() * if on_disk { 1 } else { 2 };
-    (rows * (stored + sketch_bytes(widths(dim)) + 28)) as u64
+    (rows * (stored + sketch_bytes(dim) + 28)) as u64
 }
 
 impl Ingest {

@@ -6,10 +6,11 @@ use crate::control::Control;
 use crate::distance::{Kernels, f32_error};
 use crate::element::Element;
 use crate::error::Result;
-use crate::rng::{Key, Purpose};
+use crate::rng::{Key, Purpose, Stream};
 use crate::vectors::norm;
 
 use super::levels::Widths;
+use super::plan;
 
 /// Rows that mean and basis are trained on.
 const SAMPLE: usize = 8192;
@@ -42,11 +43,23 @@ pub(crate) struct Basis {
 }
 
 impl Basis {
-    /// Trains on a sample of the rows.
+    /// Trains on a sample of the rows, with widths that fit them.
     pub fn train<'a, E: Element>(
         at: &impl Fn(usize) -> Result<&'a [E]>,
+        shape: (usize, usize),
+        seed: u64,
+        control: &Control,
+    ) -> Result<Self> {
+        let choose = |mean: &[f32], columns: &[f32]| plan::choose(at, shape, mean, columns, seed);
+        Basis::train_with(at, shape, plan::MOST.min(shape.1), choose, seed, control)
+    }
+
+    /// The same with widths that `choose` gives for a mean and the leading columns, `most` of them.
+    pub fn train_with<'a, E: Element>(
+        at: &impl Fn(usize) -> Result<&'a [E]>,
         (n, dim): (usize, usize),
-        widths: Widths,
+        most: usize,
+        choose: impl Fn(&[f32], &[f32]) -> Result<Widths>,
         seed: u64,
         control: &Control,
     ) -> Result<Self> {
@@ -70,7 +83,10 @@ impl Basis {
             let along = if keep { dot(x, &mean) / mean_square } else { 0.0 };
             x.iter_mut().zip(&mean).for_each(|(x, m)| *x = (f64::from(*x) - along * f64::from(*m)) as f32);
         }
-        let columns = subspace(&sample, dim, widths, &mut stream_of(seed), control)?;
+        let mut stream = stream_of(seed);
+        let leading = subspace(&sample, dim, most, &mut stream, control)?;
+        let widths = choose(&mean, &leading.iter().map(|x| *x as f32).collect::<Vec<f32>>())?;
+        let columns = complete(&leading, dim, widths, &mut stream);
         let skew = skew(&columns, dim);
         Ok(Basis::new(dim, widths, mean, columns, skew, 0.0))
     }
@@ -151,7 +167,7 @@ impl Basis {
     }
 }
 
-fn stream_of(seed: u64) -> crate::rng::Stream {
+fn stream_of(seed: u64) -> Stream {
     Key::new(Purpose::Sketch, seed, &[]).stream(1)
 }
 
@@ -190,18 +206,10 @@ fn skew(columns: &[f32], dim: usize) -> f64 {
     rows.iter().sum::<f64>().sqrt() + 1e-9
 }
 
-/// Orthonormal columns. The first ones, up to the third level's, span nearly the top of the sample's spectrum (subspace
-/// iteration: Halko, Martinsson and Tropp, *Finding structure with randomness*, 2011), in energy order from level to level,
-/// those of a level turned at random among themselves: codes of equal step are tightest where no coordinate dominates. The
-/// others complete them in any way.
-fn subspace(
-    sample: &[f32],
-    dim: usize,
-    widths: Widths,
-    stream: &mut crate::rng::Stream,
-    control: &Control,
-) -> Result<Vec<f32>> {
-    let (count, width) = (sample.len() / dim, widths.third);
+/// Orthonormal columns that span nearly the top of the sample's spectrum, in energy order (subspace iteration: Halko,
+/// Martinsson and Tropp, *Finding structure with randomness*, 2011).
+fn subspace(sample: &[f32], dim: usize, width: usize, stream: &mut Stream, control: &Control) -> Result<Vec<f64>> {
+    let count = sample.len() / dim;
     let mut turned = vec![0.0f32; sample.len()];
     for (r, x) in sample.chunks_exact(dim).enumerate() {
         x.iter().enumerate().for_each(|(c, v)| turned[c * count + r] = *v);
@@ -215,19 +223,26 @@ fn subspace(
         columns = products(&turned, &scores, count).iter().map(|x| f64::from(*x)).collect();
         orthonormalize(&mut columns, dim, stream);
     }
+    Ok(columns)
+}
+
+/// A whole basis from its leading columns: those of a level are turned at random among themselves, since codes of equal step
+/// are tightest where no coordinate dominates; behind the third level's, any columns complete it.
+fn complete(leading: &[f64], dim: usize, widths: Widths, stream: &mut Stream) -> Vec<f32> {
+    let width = widths.third;
     let mut out = vec![0.0f64; width * dim];
     for part in [0..widths.first, widths.first..widths.second, widths.second..width] {
         let mut turn: Vec<f64> = (0..part.len() * part.len()).map(|_| normal(stream)).collect();
         orthonormalize(&mut turn, part.len(), stream);
         let own = &mut out[part.start * dim..part.end * dim];
         for (turn, out) in turn.chunks_exact(part.len().max(1)).zip(own.chunks_exact_mut(dim)) {
-            for (t, column) in turn.iter().zip(columns[part.start * dim..part.end * dim].chunks_exact(dim)) {
+            for (t, column) in turn.iter().zip(leading[part.start * dim..part.end * dim].chunks_exact(dim)) {
                 out.iter_mut().zip(column).for_each(|(o, c)| *o += t * c);
             }
         }
     }
     let others = complement(out.clone(), dim, widths.all - width);
-    Ok(out.iter().chain(&others).map(|x| *x as f32).collect())
+    out.iter().chain(&others).map(|x| *x as f32).collect()
 }
 
 /// `count` more orthonormal columns, orthogonal to the given ones: the Householder reflections that take the given columns
@@ -261,7 +276,7 @@ fn reflect(normal: &[f64], x: &mut [f64]) {
 }
 
 /// A normal number (Box and Muller).
-fn normal(stream: &mut crate::rng::Stream) -> f64 {
+fn normal(stream: &mut Stream) -> f64 {
     let radius = (-2.0 * (1.0 - stream.unit()).ln()).sqrt();
     radius * (std::f64::consts::TAU * stream.unit()).cos()
 }
@@ -278,7 +293,7 @@ fn products(rows: &[f32], columns: &[f32], dim: usize) -> Vec<f32> {
 }
 
 /// Gram-Schmidt, each vector twice; a vector that vanishes is replaced by a random one.
-fn orthonormalize(vectors: &mut [f64], dim: usize, stream: &mut crate::rng::Stream) {
+fn orthonormalize(vectors: &mut [f64], dim: usize, stream: &mut Stream) {
     for i in 0..vectors.len() / dim.max(1) {
         let (before, rest) = vectors.split_at_mut(i * dim);
         let own = &mut rest[..dim];

@@ -6,7 +6,7 @@ use super::basis::Basis;
 use super::levels::{
     Bounds, FINE, FINER, GROUP, GROUP_TERMS, ROW_TERMS, Steps, field, fine_width, padded, third_bytes, wide_bytes,
 };
-use super::{TILE, Widths, up, widths};
+use super::{TILE, Widths, up};
 use crate::control::Control;
 use crate::distance::{Kernels, f32_error};
 use crate::element::Element;
@@ -72,7 +72,7 @@ impl Sketch {
         control: &Control,
     ) -> Result<Self> {
         control.phase("sketch", n as u64);
-        let basis = Basis::train(at, (n, dim), widths(dim), seed, control)?;
+        let basis = Basis::train(at, (n, dim), seed, control)?;
         let steps = steps(&basis, at, n)?;
         Sketch::with(basis, steps, at, n, control)
     }

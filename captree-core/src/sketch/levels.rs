@@ -163,7 +163,7 @@ pub(crate) fn wide_bytes(widths: Widths) -> usize {
     third_bytes(widths) + FINE + (widths.all - widths.third).next_multiple_of(LINE)
 }
 
-/// Bytes per row of all sketches, but for the tiles' small share.
-pub(crate) fn sketch_bytes(widths: Widths) -> usize {
-    padded(widths.second) + wide_bytes(widths) + ROW_TERMS * size_of::<f32>() / TILE
+/// Bytes per row of all sketches, at most, but for the tiles' small share: every column has one code, and padding is short.
+pub(crate) fn sketch_bytes(dim: usize) -> usize {
+    dim.min(MAX_COLUMNS) + GROUP + FINE + 2 * LINE + ROW_TERMS * size_of::<f32>() / TILE
 }

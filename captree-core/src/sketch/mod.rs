@@ -39,6 +39,7 @@ mod check;
 mod encode;
 mod kernel;
 mod levels;
+mod plan;
 mod query;
 #[cfg(test)]
 mod tests;
@@ -62,9 +63,4 @@ pub(crate) const TILE: usize = crate::distance::TILE;
 pub(crate) fn up(x: f64) -> f32 {
     let y = x as f32;
     if f64::from(y) < x { y.next_up() } else { y }
-}
-
-/// Columns of the levels, for rows of `dim` dims.
-pub(crate) fn widths(dim: usize) -> Widths {
-    Widths { first: dim.min(32), second: dim.min(128), third: dim.min(256), all: dim.min(levels::MAX_COLUMNS) }
 }

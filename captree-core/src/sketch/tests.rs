@@ -95,7 +95,7 @@ impl Making {
             end
         });
         let widths = Widths { first, second, third, all };
-        let mut basis = Basis::train(&at, (n, dim), widths, 3, &control).unwrap();
+        let mut basis = Basis::train_with(&at, (n, dim), third, |_, _| Ok(widths), 3, &control).unwrap();
         let mut state = 7u32;
         let mut noise = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
