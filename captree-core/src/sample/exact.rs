@@ -21,10 +21,10 @@ use rayon::prelude::*;
 use super::{SampleOptions, keys};
 use crate::caps::Caps;
 use crate::control::Control;
+use crate::distance::TILE;
 use crate::element::Element;
 use crate::error::Result;
 use crate::memory::filled;
-use crate::distance::TILE;
 use crate::query::{BATCH, Decider, Sink, Walk, positions_of};
 use crate::rng::{Key, Purpose, Stream};
 use crate::store::Array;
@@ -127,7 +127,8 @@ impl Tree {
         let (n, missing) = (self.len(), options.k - drawn.positions.len());
         let goes_on = |own: Tried| {
             let (tried, found) = (own.rows + before.rows, own.inside + before.inside);
-            (streams == ANYWHERE && own.rows < FIRST_TRIES) || found * (n / ROWS_PER_TRY) > (missing - own.inside) * tried
+            (streams == ANYWHERE && own.rows < FIRST_TRIES)
+                || found * (n / ROWS_PER_TRY) > (missing - own.inside) * tried
         };
         let pick = |stream: &mut Stream| stream.below(n as u64) as usize;
         let own = drawn.reject(options, key, streams, goes_on, pick, |candidates| {

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::{TILE, up};
 use super::encode::{Sketch, Split, split};
 use super::levels::{
     Bounds, FINE, FINER, GROUP, GROUP_TERMS, ROW_TERMS, field, fine_width, padded, third_bytes, wide_bytes,
 };
+use super::{TILE, up};
 use crate::element::Element;
 use crate::error::Result;
 
@@ -38,7 +38,8 @@ impl Sketch {
             let shift = super::basis::dot(&wide, &basis.mean) - basis.mean_square;
             let wide_code = self.wide_codes.slice(span(wide_bytes(basis.widths), tile * TILE + r))?;
             let own = Interleaved { codes, terms, number: r };
-            let fault = self.row_fault(&own, wide_code, &split, shift).or_else(|| self.mean_fault(&whole, &split, shift));
+            let fault =
+                self.row_fault(&own, wide_code, &split, shift).or_else(|| self.mean_fault(&whole, &split, shift));
             if let Some(what) = fault {
                 return Ok(Some(format!("the sketch of position {}: {what}", tile * TILE + r)));
             }
@@ -94,7 +95,9 @@ impl Sketch {
             .or_else(|| at_most("rest length", rest[1].sqrt(), bounds.rest_length, 0.0))
             .or_else(|| at_most("spread", (shift - own.term(field::SHIFT)).abs(), bounds.spread, 1e-9))
             .or_else(|| self.residual_fault(own, split))
-            .or_else(|| at_most("third residual", self.left(split, widths.third), own.term(field::THIRD_RESIDUAL) as f32, 0.0))
+            .or_else(|| {
+                at_most("third residual", self.left(split, widths.third), own.term(field::THIRD_RESIDUAL) as f32, 0.0)
+            })
             .or_else(|| at_most("residual", self.left(split, widths.all), bounds.residual, 0.0))
             .or_else(|| at_most("distance from the mean", split.square.sqrt(), up(self.farthest), 0.0))
     }
@@ -126,9 +129,16 @@ impl Sketch {
 
     fn residual_fault(&self, own: &Interleaved<'_>, split: &Split) -> Option<String> {
         let widths = self.basis.widths;
-        at_most("first residual", self.left(split, widths.first), own.term(field::FIRST_RESIDUAL) as f32, 0.0).or_else(|| {
-            at_most("second residual", self.left(split, widths.second), own.term(field::SECOND_RESIDUAL) as f32, 0.0)
-        })
+        at_most("first residual", self.left(split, widths.first), own.term(field::FIRST_RESIDUAL) as f32, 0.0).or_else(
+            || {
+                at_most(
+                    "second residual",
+                    self.left(split, widths.second),
+                    own.term(field::SECOND_RESIDUAL) as f32,
+                    0.0,
+                )
+            },
+        )
     }
 }
 

@@ -85,9 +85,8 @@ impl PrefixTerms {
     #[inline(always)]
     fn test<const LEVEL: u8>(&self, bounds: &Bounds) -> Test {
         let is_first = LEVEL == generic::FIRST;
-        let mut error = self.spread * bounds.spread
-            + self.first_lost * bounds.first_lost
-            + self.first_length * bounds.first_length;
+        let mut error =
+            self.spread * bounds.spread + self.first_lost * bounds.first_lost + self.first_length * bounds.first_length;
         if !is_first {
             error += self.second_lost * bounds.second_lost + self.second_length * bounds.second_length;
         }

@@ -54,8 +54,7 @@ impl Lanes for Portable {
         let residual = if test.is_first { field::FIRST_RESIDUAL } else { field::SECOND_RESIDUAL };
         let (mut inside, mut open) = (0, 0);
         for (r, sum) in sums.iter().enumerate() {
-            let value =
-                test.offset + test.along * term(field::SHIFT, r) + test.scale * *sum as f32;
+            let value = test.offset + test.along * term(field::SHIFT, r) + test.scale * *sum as f32;
             let mut error = test.residual * term(residual, r);
             if GROUP {
                 error += test.length * term(field::RADIUS, r) + test.spread * term(field::REACH, r);

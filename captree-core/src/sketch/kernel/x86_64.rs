@@ -105,13 +105,7 @@ impl Lanes for Vnni {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn wide_512(
-    rows: &Rows<'_>,
-    query: &[i8],
-    mask: u16,
-    values: &mut [f32; ROWS],
-    test: &WideTest,
-) -> (u16, u16) {
+unsafe fn wide_512(rows: &Rows<'_>, query: &[i8], mask: u16, values: &mut [f32; ROWS], test: &WideTest) -> (u16, u16) {
     let (mut sums, mut left) = ([test.start; ROWS], mask);
     // Plain loops: a closure would not have this function's features.
     while left != 0 {
@@ -386,13 +380,7 @@ unsafe fn dot_256(row: &[u8], query: &[i8]) -> i32 {
 }
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn wide_256(
-    rows: &Rows<'_>,
-    query: &[i8],
-    mask: u16,
-    values: &mut [f32; ROWS],
-    test: &WideTest,
-) -> (u16, u16) {
+unsafe fn wide_256(rows: &Rows<'_>, query: &[i8], mask: u16, values: &mut [f32; ROWS], test: &WideTest) -> (u16, u16) {
     let mut sums = [test.start; ROWS];
     for (r, (row, sum)) in rows.codes.chunks(rows.stride).zip(&mut sums).enumerate() {
         if mask >> r & 1 == 1 {
