@@ -36,6 +36,18 @@ def pooled(cells: Sequence[Cell], key: str, **where: Any) -> tuple[float, int]:
     return sum(cell[key] for cell in chosen), sum(cell["n"] for cell in chosen)
 
 
+def seed_shares(cells: Sequence[Cell], key: str, **where: Any) -> list[float]:
+    """Share of `key` in n, a value for each seed that has matching cells, by seed."""
+    seeds = sorted({cell["seed"] for cell in cells if all(cell.get(name) == value for name, value in where.items())})
+    found = [pooled(cells, key, seed=seed, **where) for seed in seeds]
+    return [sum_ / n for sum_, n in found if n]
+
+
+def seed_range(shares: Sequence[float]) -> str:
+    """The least and the greatest share in percent, such as ` (31-38)`; empty for fewer than two."""
+    return f" ({100 * min(shares):.0f}-{100 * max(shares):.0f})" if len(shares) > 1 else ""
+
+
 def rate_table(
     cells: Sequence[Cell],
     key: str,
@@ -44,14 +56,21 @@ def rate_table(
     masses: Sequence[float],
     extra: Mapping[str, Sequence[str]],
 ) -> str:
-    """Arms by mass: share of samples in percent with its 95% Wilson interval; `extra` are further lines, by name."""
+    """Arms by mass: share of samples in percent with its 95% Wilson interval; `extra` are further lines, by name.
+
+    Where an arm has several seeds the share is their mean; the least and the greatest follow in parentheses.
+    """
     lines = [
         "| | " + " | ".join(f"mass {mass:g}" for mass in masses) + " |",
         "|---|" + "---|" * len(masses),
     ]
     for arm in finished(cells):
-        found = [pooled(cells, key, arm=arm, group=group, guidance=guidance, mass=mass) for mass in masses]
-        lines.append(f"| {arm} | " + " | ".join(percent(int(sum_), n) for sum_, n in found) + " |")
+        shown = []
+        for mass in masses:
+            where = {"arm": arm, "group": group, "guidance": guidance, "mass": mass}
+            sum_, n = pooled(cells, key, **where)
+            shown.append(percent(int(sum_), n) + seed_range(seed_shares(cells, key, **where)))
+        lines.append(f"| {arm} | " + " | ".join(shown) + " |")
     for name, values in extra.items():
         lines.append(f"| *{name}* | " + " | ".join(values) + " |")
     return "\n".join(lines)
@@ -149,13 +168,14 @@ def bullets(points: Sequence[str]) -> str:
     )
 
 
-def provenance_points(records: Records) -> list[str]:
-    """Commit, command, seeds, versions and machine."""
+def provenance_points(records: Records, command: str | None = None) -> list[str]:
+    """Commit, command (the one that began the run, unless given), seeds, versions and machine."""
     made = records["prompts"]["result"]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     seeds = sorted({record["result"]["seed"] for name, record in records.items() if name.startswith("arm-")})
+    begun = f"`{made['command']}`, in the folder `genmodel`" if command is None else f"`{command}`"
     return [
-        f"command: `{made['command']}`, in the folder `genmodel`; it goes on where it stopped",
+        f"command: {begun}; it goes on where it stopped",
         f"begun at commit {made['commit']}" + (" with uncommitted changes" if made["changes"] else ""),
         f"seeds of the generators' trainings: {', '.join(map(str, seeds))}; of all else 0",
         f"{made['machine']}, {made['threads']} thread; Python {made['python']}, {versions}",

@@ -133,7 +133,9 @@ def test_tables_pool_the_seeds():
         for seed in (2, 3)
     ]
     table = reporting.rate_table(cells, "in_cap", "text", 1.0, [0.1], {"ceiling": ["90"]})
-    assert table.splitlines()[2:] == ["| slerp caps | 25.0 [11-47] |", "| *ceiling* | 90 |"]
+    assert table.splitlines()[2:] == ["| slerp caps | 25.0 [11-47] (20-30) |", "| *ceiling* | 90 |"]
+    one = reporting.rate_table(cells[:1], "in_cap", "text", 1.0, [0.1], {})
+    assert one.splitlines()[2:] == ["| slerp caps | 20.0 [6-51] |"]
 
 
 def test_a_study_goes_on_arm_by_arm(tmp_path, monkeypatch):

@@ -31,10 +31,12 @@ const CAPS: usize = 128;
 /// Rows that the loops of the first two levels take together.
 const PART: usize = 16;
 
-/// Costs in 64-byte dot-product instructions per row, as measured (docs/performance.md): of a prefix level's test, of the
-/// query's refinement, of a wider level's test, and how many times as much a row costs alone as in a tile of open rows.
+/// Costs in 64-byte dot-product instructions per row, as measured: of a prefix level's test, of the query's refinement, of a
+/// wider level's test; and how many times as much some sixteen rows of a tile cost as in a tile where all are open, and a row
+/// alone as in such a tile.
 const PREFIX_TEST: f64 = 0.7;
 const LEAD: f64 = 1.25;
+const APART: f64 = 1.6;
 const WIDE_TEST: f64 = 1.0;
 const ALONE: f64 = 3.5;
 
@@ -79,7 +81,9 @@ pub(super) fn choose<'a, E: Element>(
         let (Some(a), Some(b), Some(c)) = (place(first), place(second), place(third)) else { continue };
         if first < second && second < third {
             let widths = Widths { first, second, third, all: dim.min(MAX_COLUMNS) };
-            let cost = open.iter().map(|open| cost(widths, [open[a], open[b], open[c]])).sum();
+            // The geometric mean over caps: narrow ones, which draws list, matter as much as wide ones, which cost more.
+            let of_cap = |tiles: &[Open]| tiles.iter().map(|o| cost(widths, [o[a], o[b], o[c]])).sum::<f64>().ln();
+            let cost = open.chunks_exact(TILES).map(of_cap).sum();
             if cost < best.0 {
                 best = (cost, widths);
             }
@@ -104,7 +108,7 @@ fn cost(widths: Widths, [first, second, third]: [u64; 3]) -> f64 {
     let lead = if second == 0 { 0.0 } else { LEAD * parts };
     reads(widths.first)
         + PREFIX_TEST
-        + parts * (reads(widths.second) + PREFIX_TEST)
+        + parts * APART * (reads(widths.second) + PREFIX_TEST)
         + lead
         + wide(second, widths.third - widths.second)
         + wide(third, FINE + widths.all - widths.third)

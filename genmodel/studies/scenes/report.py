@@ -18,6 +18,8 @@ from ..reporting import (
     pooled,
     provenance_points,
     rate_table,
+    seed_range,
+    seed_shares,
     write_figures,
 )
 from .captions import NAMES
@@ -69,8 +71,8 @@ def write_report(records: Records, config: ScenesConfig) -> None:
         parts.append(rate_table(cells, "in_cap", group, config.guidances[-1], config.masses, extra) + "\n")
     held = config.masses[1], config.masses[min(2, len(config.masses) - 1)]
     parts.append(
-        f"## Grids\n\nGuidance {config.guidances[-1]:g}; caps hold {held[0]:g} of the images for full prompts, "
-        f"{held[1]:g} for pairs.\n"
+        f"## Grids\n\nSeed {config.seeds[0]}, guidance {config.guidances[-1]:g}; caps hold {held[0]:g} of the images for "
+        f"full prompts, {held[1]:g} for pairs.\n"
     )
     for path in sorted((config.report / "grids").glob("*.png")):
         parts.append(f"- [{path.stem}](grids/{path.name})")
@@ -90,7 +92,7 @@ def _setup(records: Records, config: ScenesConfig) -> str:
     by_attribute = ", ".join(f"{name} {100 * value / again['n']:.1f}%" for name, value in shares)
     seeds = ", ".join(f"{arm} {_seeds(records, arm)}" for arm in finished(arm_cells(records)))
     points = [
-        *provenance_points(records),
+        *provenance_points(records, _command(config)),
         f"""scenes: one shape of 4, 6 colors, 2 sizes, 5 places = 240 combinations on 32x32 pixels, with jitter
         of gray level,
         hue, place, size and angle that no caption names; {config.images:,} in each half""",
@@ -111,9 +113,20 @@ def _setup(records: Records, config: ScenesConfig) -> str:
         """each prompt's cap holds the given share ("mass") of the generator's images; all arms are judged by
         the same caps.
         An arm of own embeddings takes no bound, so one set of samples fills its line""",
-        f"intervals: 95% Wilson over samples, the seeds together (trainings: {seeds})",
+        f"intervals in brackets: 95% Wilson over samples, the seeds together (trainings: {seeds})",
     ]
+    if len(config.seeds) > 1:
+        points.append(
+            """a share is the mean over the seeds; in parentheses the least and the greatest of them. A seed is one
+            training of the generator and its own draws and samples; prompts, encoder, tokenizer and second stage are
+            the same for all"""
+        )
     return f"## What was done\n\n{bullets(points)}\n"
+
+
+def _command(config: ScenesConfig) -> str:
+    """What makes this report, from the top of the checkout."""
+    return f'make study-scenes STUDY_FLAGS="--seeds {" ".join(map(str, config.seeds))}"'
 
 
 def _seeds(records: Records, arm: str) -> int:
@@ -157,12 +170,11 @@ def _attributes(cells: list[Cell], config: ScenesConfig, group: str) -> str:
     ]
     for arm in finished(cells):
         chosen = [
-            cell
+            {**cell, **dict(zip(NAMES, cell["by_attribute"], strict=True))}
             for cell in cells
             if (cell["arm"], cell["group"], cell["mass"], cell["guidance"]) == (arm, group, mass, guidance)
         ]
-        n = max(sum(cell["n"] for cell in chosen), 1)
-        shares = [100 * sum(cell["by_attribute"][i] for cell in chosen) / n for i in range(len(NAMES))]
-        unreadable = 100 * sum(cell["unreadable"] for cell in chosen) / n
-        lines.append(f"| {arm} | " + " | ".join(f"{share:.1f}" for share in [*shares, unreadable]) + " |")
+        shown = [f"{100 * _share(chosen, group, mass, key):.1f}" for key in (*NAMES, "unreadable")]
+        spread = [seed_range(seed_shares(chosen, key)) for key in (*NAMES, "unreadable")]
+        lines.append(f"| {arm} | " + " | ".join(map("".join, zip(shown, spread, strict=True))) + " |")
     return "\n".join(lines) + "\n"
