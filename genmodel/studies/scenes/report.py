@@ -35,7 +35,7 @@ GROUPS = {
 
 
 def write_report(records: Records, config: ScenesConfig) -> None:
-    """Writes report.md, figures.json and the plots into ``config.report`` from the stages that are there."""
+    """Writes README.md, figures.json and the plots into ``config.report`` from the stages that are there."""
     config.report.mkdir(parents=True, exist_ok=True)
     cells = arm_cells(records)
     reference = records["reference"]["result"]["cells"]
@@ -71,8 +71,8 @@ def write_report(records: Records, config: ScenesConfig) -> None:
         parts.append(rate_table(cells, "in_cap", group, config.guidances[-1], config.masses, extra) + "\n")
     held = config.masses[1], config.masses[min(2, len(config.masses) - 1)]
     parts.append(
-        f"## Grids\n\nSeed {config.seeds[0]}, guidance {config.guidances[-1]:g}; caps hold {held[0]:g} of the images for "
-        f"full prompts, {held[1]:g} for pairs.\n"
+        f"## Grids\n\nSeed {config.seeds[0]}, guidance {config.guidances[-1]:g}; caps hold {held[0]:g} of the images "
+        f"for full prompts, {held[1]:g} for pairs.\n"
     )
     for path in sorted((config.report / "grids").glob("*.png")):
         parts.append(f"- [{path.stem}](grids/{path.name})")
