@@ -1,4 +1,4 @@
-//! The prefix basis: directions that hold most of the rows' energy around their mean.
+//! The basis: orthonormal directions, first those that hold most of the rows' energy around their mean.
 
 use rayon::prelude::*;
 
@@ -101,7 +101,8 @@ impl Basis {
         skew: f64,
         projection_error: f64,
     ) -> Self {
-        // Each coordinate is rounded to float32 once more, from at most 2.2.
+        // All pieces together are off by no more than one piece of a whole vector's length could be (docs/exactness.md). Each
+        // coordinate is rounded to float32 once more, from at most 2.2.
         let error = (widths.all as f64).sqrt() * (f32_error(dim.min(PIECE)) + 2e-7);
         Basis {
             dim,

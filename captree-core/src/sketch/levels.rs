@@ -8,7 +8,7 @@ use super::TILE;
 /// Dimensions are coded in groups of four: one 32-bit lane of the integer dot products.
 pub(crate) const GROUP: usize = 4;
 
-/// Leading columns whose codes are refined at full width.
+/// Leading columns whose codes the last level refines.
 pub(crate) const FINE: usize = 64;
 
 /// Steps between a column's step and that of its refinement: what a code may lose, half a step, is 127 of these.

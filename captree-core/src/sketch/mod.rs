@@ -24,15 +24,18 @@
 //! ```
 //!
 //! by Cauchy-Schwarz, and a product that nothing stands for costs `|p| |t|`. Norms are rounded up, so the inequalities
-//! hold for real numbers. Three levels use them ([`levels`]):
+//! hold for real numbers. `W` is a whole basis (of at most 4096 columns), the leading columns in energy order from level to
+//! level. Four levels read more and more of them ([`levels`]; [`plan`] chooses how many):
 //!
-//! - *first*: the leading columns of `W`, in energy order, 8 bits; `|p| |t|` for the rest.
-//! - *second*: all columns of `W`, 8 bits; `|p| |t|` for the rest. Rows that stay open get what the query's 8 bits lost
-//!   on the leading 64 columns, from the same row codes.
-//! - *full*: 8 bits more for the row's leading 64 columns, and `t` itself in 8 bits, coordinate by coordinate.
+//! - *first*: a few leading columns, 8 bits; `|p| |t|` for the rest.
+//! - *second*: more columns, 8 bits; `|p| |t|` for the rest. Rows that stay open get what the query's 8 bits lost on the
+//!   leading 64 columns, from the same row codes.
+//! - *third*: more columns again, 8 bits; `|p| |t|` for the rest.
+//! - *last*: 8 bits more for the row's leading 64 columns, and all other columns in 8 bits; `|p| |t|` for what even these
+//!   leave over.
 //!
 //! Before them stand tiles of 64 neighbors in tree order (the code of their mean, with the tile's radius added to the
-//! error). What no level decides meets the stored vector.
+//! error). What no level decides meets the stored vector. The proof is in docs/exactness.md, the layout in docs/format.md.
 
 mod basis;
 mod check;
