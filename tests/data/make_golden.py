@@ -15,7 +15,7 @@ import numpy as np
 import captree
 from captree.testing import oracle, oracle_nearest
 
-VERSION = 2
+VERSION = 3
 ROWS, DIM = 100, 8
 
 
