@@ -1,6 +1,8 @@
 //! Attempts to break the certified inequality: adversarial rows, caps whose bound is the distance of a row, every level,
 //! every instruction set. One violation is a wrong answer, so none is allowed.
 
+mod terms;
+
 use half::f16;
 use proptest::prelude::*;
 
