@@ -174,3 +174,35 @@ fn opens(
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Control;
+    use crate::sketch::Basis;
+
+    /// Widths for rows whose coordinates get smaller by a factor from one to the next.
+    fn widths(factor: f64) -> Widths {
+        let (n, dim) = (LEAST_ROWS, 256);
+        let mut stream = Key::new(Purpose::Sketch, 5, &[]).stream(0);
+        let mut rows = vec![0.0f32; n * dim];
+        for x in rows.chunks_exact_mut(dim) {
+            x.iter_mut().enumerate().for_each(|(k, v)| *v = ((stream.unit() - 0.5) * factor.powi(k as i32)) as f32);
+            let norm = crate::vectors::norm(x) as f32;
+            x.iter_mut().for_each(|v| *v /= norm);
+        }
+        Basis::train(&|p| Ok(&rows[p * dim..(p + 1) * dim]), (n, dim), 1, &Control::default()).unwrap().widths
+    }
+
+    #[test]
+    fn rows_decide_the_widths() {
+        let (steep, flat) = (widths(0.9), widths(1.0));
+        for found in [steep, flat] {
+            assert!(FIRST.contains(&found.first) && SECOND.contains(&found.second) && THIRD.contains(&found.third));
+            assert!(found.first < found.second && found.second < found.third && found.all == 256);
+        }
+        // Nearly all of the steep rows' energy is in the first 32 columns: wider levels would only cost time.
+        assert_eq!((steep.second, steep.third), (SECOND[0], THIRD[0]), "{steep:?}");
+        assert!(flat.second > steep.second, "{flat:?} {steep:?}");
+    }
+}
