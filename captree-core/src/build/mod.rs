@@ -40,5 +40,5 @@ pub const DEFAULT_LEAF_SIZE: usize = 512;
 /// Most rows in one tree: row numbers are 32 bits while a tree is built.
 pub const MAX_ROWS: usize = u32::MAX as usize;
 
-/// Most dims of a row: integer dot products of codes at full width stay within 32 bits.
+/// Most dims of a row: integer dot products of whole codes stay within 32 bits.
 pub const MAX_DIM: usize = 1 << 16;

@@ -4,7 +4,7 @@
 //!
 //! 1. the caps of large subtrees, by the triangle inequality ([`crate::caps::NodeAngle`]);
 //! 2. tiles of 64 neighbors in tree order, by their prefix code and radius ([`crate::sketch`]);
-//! 3. rows, by their prefix codes in two levels, then by their codes at full width;
+//! 3. rows, by their codes in four levels, each of more columns than the one before;
 //! 4. the stored rows, in float32 where its error bound allows, otherwise exactly ([`crate::exact`]).
 //!
 //! Blocks of caps share the codes that a tile loads.

@@ -138,13 +138,14 @@ impl Basis {
         (rest + 1e-9).max(0.0).sqrt()
     }
 
-    /// Bound on `|<W a, W z> - <a, z>| + |<W a, t>| + |<p, W z>|`, given bounds on the lengths of `a` and `z`.
+    /// Bound on `|<W a, W z> - <a, z> + <W a, t> + <p, W z>|`, given the length of `a` and a bound on `|x - mu|`.
     ///
-    /// `W^T t = (W^T (x - mu) - z) + (1 - W^T W) z` has a norm of at most `projection_error + skew |z|`, and likewise
-    /// for `p` and `a`.
-    pub fn defect(&self, a: f64, z: f64) -> f64 {
+    /// The sum is `<a, e> + <z, f> + <a, (1 - W^T W) z>`, where `e` and `f` are what the projections `z` and `a` are off by,
+    /// and `z` is no longer than `sqrt(1 + skew) |x - mu|` plus its own error.
+    pub fn defect(&self, a: f64, farthest: f64) -> f64 {
         let (error, skew) = (self.projection_error, self.skew);
-        a * (error + skew * z) + z * (error + skew * a) + skew * a * z
+        let z = farthest * (1.0 + skew) + error;
+        a * error + z * (error + skew * a)
     }
 
     /// Writes the projections `W^T (x - along mu)` of vectors, one number per column each.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `<name>.npy` | one array; NumPy format 1.0, C order, little-endian, data at a multiple of 64 bytes |
 //! | `checksums.npy` | `uint64`: XXH3-64 of each 64 KiB chunk of the array files, in the manifest's order |
-//! | `manifest.json` | `{"format": "captree", "version": 2, "checksum": ..., "body": ...}` |
+//! | `manifest.json` | `{"format": "captree", "version": 3, "checksum": ..., "body": ...}` |
 //!
 //! A file of `n` bytes has `ceil(n / 65536)` chunks; its header is part of the first one.
 //!
@@ -45,7 +45,7 @@ pub use folder::Folder;
 pub use scratch::ScratchWriter;
 pub use writer::{ArrayWriter, FolderWriter};
 
-/// Newest version of the folder format that this build reads, and the one it writes; it reads all before it. Version 2
+/// Newest version of the folder format that this build reads, and the one it writes; it reads all before it. Versions 2 and 3
 /// changed the arrays of the sketches, not the folder.
 pub const FORMAT_VERSION: u64 = 3;
 
