@@ -104,7 +104,7 @@ def run(peer: Peer, problem: Problem, operation: str, group: Group, limits: Limi
     centers, bounds = np.ascontiguousarray(problem.centers[caps]), problem.bounds[caps]
     calls: dict[str, Callable[[], Any]] = {
         "count": lambda: peer.count(centers, bounds),
-        "count, one at a time": lambda: one_at_a_time(peer, centers, bounds),
+        "count one by one": lambda: one_at_a_time(peer, centers, bounds),
         "search": lambda: peer.search(centers, bounds),
         "sample k=1": lambda: peer.sample(centers, bounds, 1, seed=1),
         "sample k=100": lambda: peer.sample(centers, bounds, 100, seed=1),
