@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+mod ablation;
 mod build;
 mod caps;
 mod control;
@@ -45,6 +46,8 @@ mod threads;
 mod tree;
 mod vectors;
 
+#[doc(hidden)]
+pub use ablation::{Parts, Tally};
 pub use build::{Batch, DEFAULT_LEAF_SIZE, Ingest, MAX_DIM, MAX_ROWS, Params, Rows};
 pub use caps::Caps;
 pub use control::Control;

@@ -26,6 +26,13 @@ class Tree:
     def count(
         self, centers: NDArray[np.float32], bounds: NDArray[np.float64], threads: int | None = None
     ) -> NDArray[np.int64]: ...
+    def ablate(
+        self,
+        centers: NDArray[np.float32],
+        bounds: NDArray[np.float64],
+        parts: list[str],
+        threads: int | None = None,
+    ) -> tuple[NDArray[np.int64], dict[str, int]]: ...
     def search(
         self,
         centers: NDArray[np.float32],

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::run::{error, is_short, run, run_short};
+use crate::ablation::Parts;
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::element::Storage;
@@ -102,6 +103,26 @@ impl Tree {
         let counts = self
             .query(py, &centers, &bounds, threads, |tree, caps, threads, control| tree.count(caps, threads, control))?;
         Ok(counts.into_pyarray(py))
+    }
+
+    /// For measurement: counts with some parts of the walk only, and which part decided how many (cap, row) pairs.
+    #[pyo3(signature = (centers, bounds, parts, threads = None))]
+    fn ablate<'py>(
+        &self,
+        py: Python<'py>,
+        centers: Centers<'py>,
+        bounds: Bounds<'py>,
+        parts: Vec<String>,
+        threads: Option<usize>,
+    ) -> PyResult<(Column<'py, i64>, Bound<'py, PyDict>)> {
+        let (counts, tally) = self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| {
+            tree.ablate(caps, Parts::named(&parts)?, threads, control)
+        })?;
+        let decided = PyDict::new(py);
+        for (part, pairs) in tally.decided() {
+            decided.set_item(part, pairs)?;
+        }
+        Ok((counts.into_pyarray(py), decided))
     }
 
     #[pyo3(signature = (centers, bounds, sort = false, limit = None, threads = None))]

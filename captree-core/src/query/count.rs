@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::walk::{BATCH, Sink, Walk};
+use crate::ablation::{Ablation, Parts, Tally};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::error::Result;
@@ -34,13 +35,39 @@ impl Tree {
     /// Errors: [`crate::error::Error::InvalidCaps`] for a wrong dimension, what reading a tree on disk gives, and
     /// [`crate::error::Error::Interrupted`].
     pub fn count(&self, caps: &Caps<'_>, threads: &Threads, control: &Control) -> Result<Vec<i64>> {
+        self.count_by(caps, None, threads, control)
+    }
+
+    /// [`Tree::count`] with some parts of the walk only, and which part decided how many (cap, row) pairs. For measurement.
+    #[doc(hidden)]
+    pub fn ablate(
+        &self,
+        caps: &Caps<'_>,
+        parts: Parts,
+        threads: &Threads,
+        control: &Control,
+    ) -> Result<(Vec<i64>, Tally)> {
+        let ablation = Ablation::new(parts);
+        let counts = self.count_by(caps, Some(&ablation), threads, control)?;
+        Ok((counts, ablation.total()))
+    }
+
+    fn count_by(
+        &self,
+        caps: &Caps<'_>,
+        ablation: Option<&Ablation>,
+        threads: &Threads,
+        control: &Control,
+    ) -> Result<Vec<i64>> {
         self.check_dim(caps)?;
         control.phase("count", Walk::jobs(self, caps.len()));
         let all: Vec<usize> = (0..caps.len()).collect();
         let mut counts = Vec::with_capacity(caps.len());
         for batch in all.chunks(BATCH) {
-            let blocks =
-                threads.run(|| Walk::new(self, caps, batch, control)?.run(|block| Counts(vec![0; block.len()])))?;
+            let blocks = threads.run(|| {
+                let walk = Walk::new(self, caps, batch, control)?.with(ablation);
+                walk.run(|block| Counts(vec![0; block.len()]))
+            })?;
             for (size, parts) in blocks {
                 counts.extend((0..size).map(|i| parts.iter().map(|p| p.0[i]).sum::<i64>()));
             }

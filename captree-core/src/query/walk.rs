@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::ablation::{Ablation, Part, Tally};
 use crate::caps::{Caps, Relation, RowTest};
 use crate::control::Control;
 use crate::distance::{Kernels, TILE, f32_error};
@@ -88,6 +89,7 @@ pub(crate) struct Walk<'a> {
     blocks: Vec<Block<'a>>,
     /// Roots of the subtrees that make a task each, in tree order.
     subtrees: Vec<usize>,
+    ablation: Option<&'a Ablation>,
 }
 
 impl<'a> Walk<'a> {
@@ -97,7 +99,16 @@ impl<'a> Walk<'a> {
             .par_chunks(BLOCK)
             .map(|block| Block { caps: block, queries: Queries::new(&tree.sketch, caps, block) })
             .collect();
-        Ok(Walk { tree, caps, control, centers: tree.centers()?, blocks, subtrees: subtrees(tree) })
+        Ok(Walk { tree, caps, control, centers: tree.centers()?, blocks, subtrees: subtrees(tree), ablation: None })
+    }
+
+    /// The same walk with some parts only, if given.
+    pub fn with(mut self, ablation: Option<&'a Ablation>) -> Self {
+        self.ablation = ablation;
+        if let Some(ablation) = ablation {
+            self.blocks.iter_mut().for_each(|block| block.queries.only(ablation.parts));
+        }
+        self
     }
 
     /// Walks every block over every subtree in parallel, each pair with a sink of its own for as many caps as the block
@@ -133,15 +144,20 @@ impl<'a> Walk<'a> {
     ) -> Result<()> {
         let range = self.tree.nodes[root].range();
         let mut crossing: Vec<u32> = Vec::with_capacity(block.caps.len());
+        let is_on = self.ablation.is_none_or(|a| a.parts.has(Part::Nodes));
         relations(self.tree, self.centers, self.caps, block.caps, root..root + 1, |i, _, relation| match relation {
-            Relation::Outside => Ok(()),
-            Relation::Inside => sink.all(i, range.clone()),
-            Relation::Crossing => {
+            Relation::Outside if is_on => Ok(()),
+            Relation::Inside if is_on => sink.all(i, range.clone()),
+            _ => {
                 crossing.push(i as u32);
                 Ok(())
             }
         })?;
         let mut scan = Scan::new(self, array, block, range.clone());
+        if let Some(tally) = &mut scan.settling.tally {
+            tally.start(block.caps.len() * range.len());
+            tally.pass(Part::Nodes, crossing.len() * range.len());
+        }
         let tiles = range.start / TILE..range.end.div_ceil(TILE);
         for group in tiles.start / TILE..tiles.end.div_ceil(TILE) {
             self.control.check()?;
@@ -150,6 +166,10 @@ impl<'a> Walk<'a> {
                 break;
             }
             scan.group(group, &tiles, &crossing, sink)?;
+        }
+        if let (Some(ablation), Some(mut tally)) = (self.ablation, scan.settling.tally) {
+            tally.pass(Part::Float32, scan.decider.decided_exactly);
+            ablation.add(&tally);
         }
         Ok(())
     }
@@ -197,7 +217,7 @@ impl<'a, E: Element> Scan<'a, E> {
             range,
             decider: Decider::new(walk.caps, block.caps),
             decisions: Vec::new(),
-            settling: Settling::default(),
+            settling: Settling::new(walk.ablation.map(|_| Tally::default())),
             left: Vec::new(),
             left_rows: Vec::new(),
             whole: vec![Vec::new(); TILE],
@@ -221,6 +241,9 @@ impl<'a, E: Element> Scan<'a, E> {
                 sink.all(i as usize, rows.clone())?;
             }
             let mut open = std::mem::take(&mut self.open[t]);
+            if let Some(tally) = &mut self.settling.tally {
+                tally.pass(Part::Tiles, open.len() * rows.len());
+            }
             if !open.is_empty() {
                 self.tile(tile, &open, sink)?;
             }
@@ -303,6 +326,8 @@ pub(crate) struct Decider<'a> {
     tests: Vec<RowTest>,
     dots: Vec<f32>,
     wide: Vec<f32>,
+    /// Rows that float32 could not decide.
+    decided_exactly: usize,
 }
 
 impl<'a> Decider<'a> {
@@ -316,6 +341,7 @@ impl<'a> Decider<'a> {
             tests: active.iter().map(|c| caps.test(*c)).collect(),
             dots: Vec::new(),
             wide: vec![0.0; caps.dim()],
+            decided_exactly: 0,
         }
     }
 
@@ -377,6 +403,7 @@ impl<'a> Decider<'a> {
 
     /// Whether a row lies inside cap `active[i]`, exactly.
     fn is_inside<E: Element>(&mut self, i: usize, row: &[E]) -> bool {
+        self.decided_exactly += 1;
         E::widen(row, &mut self.wide);
         exact::is_inside(Kernels::get(), self.queries[i], &self.wide, self.caps.bound(self.active[i]))
     }

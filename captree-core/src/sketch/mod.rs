@@ -44,6 +44,7 @@ mod kernel;
 mod levels;
 mod plan;
 mod query;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -51,7 +52,8 @@ pub(crate) use basis::Basis;
 pub(crate) use encode::Sketch;
 pub(crate) use kernel::{Decision, IntKernels};
 pub(crate) use levels::{GROUP_TERMS, ROW_TERMS, Steps, Widths, padded, sketch_bytes, wide_bytes};
-pub(crate) use query::{LONGEST, Queries, Settling};
+pub(crate) use query::{Queries, Settling};
+pub(crate) use terms::LONGEST;
 
 /// Most dims of a prefix; also what keeps its integer sums small enough.
 pub(crate) const MAX_PREFIX: usize = 512;

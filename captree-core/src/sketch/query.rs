@@ -1,28 +1,16 @@
 //! The query side: codes and terms of a batch of caps, and the decisions of each level.
 
-use super::encode::{Sketch, Split, inverse, nearest, split};
+use super::encode::{Sketch, split};
 use super::kernel::{
     Asking, Decision, Dense, IntKernels, LeadTerms, Prefix, PrefixTerms, QUARTER, Rows, WideTerms, WideTest, ask,
 };
-use super::levels::{
-    Bounds, FINE, FINER, GROUP_TERMS, ROW_TERMS, field, fine_width, padded, third_bytes, wide_bytes,
-};
+use super::levels::{Bounds, GROUP_TERMS, ROW_TERMS, field, fine_width, padded, third_bytes, wide_bytes};
+use super::terms::encode;
 use super::{TILE, Widths, up};
+use crate::ablation::{OPEN, Part, Parts, Tally};
 use crate::caps::Caps;
 use crate::error::Result;
 use crate::store::Array;
-use crate::vectors::NORM_SLACK;
-
-/// Slack for the float32 arithmetic of a test: what all operations up to the last level round, with lengths, steps and a
-/// mean that [`crate::tree`] accepts, is less than 400 units of 2^-24 (counted in docs/exactness.md). `<q', mu>`, which is
-/// zero but for rounding, and the float64 arithmetic are in it too.
-const FLOAT_SLACK: f64 = 2.5e-5;
-
-/// At least |x - mu| of any row and |q'| of any center: both are unit within 2^-6, the mean is at most 1.1 long.
-pub(crate) const LONGEST: f64 = 2.2;
-
-/// The second level's step may be finer than the first one's by this many powers of two: its sums stay below 2^31.
-const MAX_SHIFT: u32 = 8;
 
 /// Open rows of a tile from which all its rows together cost less than one by one.
 const DENSE_ROWS: u32 = 8;
@@ -46,6 +34,9 @@ pub(crate) struct Queries<'a> {
     /// The counterparts of the rows' wider codes.
     wide_codes: Vec<i8>,
     wide_terms: Vec<WideTerms>,
+    parts: Parts,
+    /// Terms of a second level that decides nothing, where it is switched off.
+    blind_terms: Vec<PrefixTerms>,
 }
 
 /// Buffers of [`Queries::settle`].
@@ -65,6 +56,8 @@ pub(crate) struct Settling {
     tests: Vec<WideTest>,
     /// What the wider levels have read.
     late: [Late; 2],
+    /// Where what the levels leave open is counted, if anywhere.
+    pub tally: Option<Tally>,
 }
 
 /// What one of the wider levels has read of a tile.
@@ -76,11 +69,16 @@ struct Late {
     is_interleaved: bool,
 }
 
-/// The levels that read codes row by row.
-#[derive(Clone, Copy, PartialEq)]
-enum Level {
-    Third,
-    Last,
+impl Settling {
+    pub fn new(tally: Option<Tally>) -> Self {
+        Settling { tally, ..Settling::default() }
+    }
+
+    fn tally(&mut self, level: Part, out: &[Decision]) {
+        if let Some(tally) = &mut self.tally {
+            tally.pass_rows(level, out);
+        }
+    }
 }
 
 impl<'a> Queries<'a> {
@@ -107,6 +105,8 @@ impl<'a> Queries<'a> {
             lead_terms: Vec::with_capacity(active.len()),
             wide_codes: vec![0; active.len() * wide],
             wide_terms: Vec::with_capacity(active.len()),
+            parts: Parts::ALL,
+            blind_terms: Vec::new(),
         };
         for caps_of_tile in active.chunks(TILE) {
             let centers: Vec<&[f32]> = caps_of_tile.iter().map(|c| caps.center(*c)).collect();
@@ -154,8 +154,19 @@ impl<'a> Queries<'a> {
         (self.wide_terms[i].inside, self.wide_terms[i].outside) = (inside, outside);
     }
 
+    /// Switches all other parts off.
+    pub fn only(&mut self, parts: Parts) {
+        self.parts = parts;
+        let (inside, outside) = (f32::INFINITY, f32::NEG_INFINITY);
+        self.blind_terms = self.second_terms.iter().map(|terms| PrefixTerms { inside, outside, ..*terms }).collect();
+    }
+
     /// Decides 64 tiles at once: bit `b` stands for all rows of tile `64 group + b`.
     pub fn tiles(&self, group: usize, queries: &[u32], out: &mut [Decision]) -> Result<()> {
+        if !self.parts.has(Part::Tiles) {
+            out.fill(OPEN);
+            return Ok(());
+        }
         let prefix = self.prefix(&self.sketch.tile_codes, &self.sketch.tile_terms, group, GROUP_TERMS)?;
         self.kernels.group(&prefix, queries, out);
         Ok(())
@@ -213,8 +224,12 @@ impl<'a> Queries<'a> {
         with: &mut Settling,
         out: &mut [Decision],
     ) -> Result<()> {
-        let prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile, ROW_TERMS)?;
-        self.kernels.first(&self.first(&prefix), active, out);
+        let mut prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile, ROW_TERMS)?;
+        if self.parts.has(Part::First) {
+            self.kernels.first(&self.first(&prefix), active, out);
+        } else {
+            out.fill(OPEN);
+        }
         with.places.clear();
         with.open.clear();
         with.masks.clear();
@@ -227,9 +242,18 @@ impl<'a> Queries<'a> {
                 with.masks.push(own.unsure);
             }
         }
+        with.tally(Part::First, out);
         with.decisions.resize(with.open.len(), Decision::default());
         with.values.resize(with.open.len(), [0.0; TILE]);
-        self.kernels.second(&prefix, &with.open, &with.masks, &mut with.decisions, &mut with.values, &mut with.asking);
+        if !self.parts.has(Part::Second) {
+            prefix.query_terms = &self.blind_terms;
+        }
+        if self.parts.reach(Part::Second) {
+            let (open, masks) = (&with.open, &with.masks);
+            self.kernels.second(&prefix, open, masks, &mut with.decisions, &mut with.values, &mut with.asking);
+        } else {
+            with.decisions.fill(OPEN);
+        }
         let mut wanted = 0;
         for ((n, decision), mask) in with.places.iter().zip(&with.decisions).zip(&mut with.masks) {
             let own = &mut out[*n];
@@ -238,10 +262,12 @@ impl<'a> Queries<'a> {
             *mask = own.unsure;
             wanted |= *mask;
         }
-        for level in [Level::Third, Level::Last] {
-            if wanted != 0 {
+        with.tally(Part::Second, out);
+        for level in [Part::Third, Part::Last] {
+            if wanted != 0 && self.parts.reach(level) {
                 wanted = self.settle_late(level, tile, prefix.terms, wanted, with, out)?;
             }
+            with.tally(level, out);
         }
         Ok(())
     }
@@ -249,7 +275,7 @@ impl<'a> Queries<'a> {
     /// Takes the rows that are left open, `wanted` of any query, through one of the wider levels; returns what is left then.
     fn settle_late(
         &self,
-        level: Level,
+        level: Part,
         tile: usize,
         terms: &[f32],
         wanted: u64,
@@ -258,13 +284,13 @@ impl<'a> Queries<'a> {
     ) -> Result<u64> {
         let widths = self.sketch.basis.widths;
         let (stride, third) = (wide_bytes(widths), third_bytes(widths));
-        let (from, to) = if level == Level::Third { (0, third) } else { (third, stride) };
+        let (from, to) = if level == Part::Third { (0, third) } else { (third, stride) };
         if from == to {
             return Ok(wanted);
         }
         let end = self.sketch.wide_codes.len().min((tile + 1) * TILE * stride);
         let codes = &self.sketch.wide_codes.slice(tile * TILE * stride..end)?[from..];
-        let late = &mut with.late[level as usize];
+        let late = &mut with.late[usize::from(level == Part::Last)];
         if late.tile != Some(tile) {
             (late.tile, late.fetched, late.is_interleaved) = (Some(tile), 0, false);
         }
@@ -275,7 +301,12 @@ impl<'a> Queries<'a> {
         let bounds = Bounds::of(terms);
         let test = |query: u32| {
             let terms = &self.wide_terms[query as usize];
-            if level == Level::Third { terms.third(bounds) } else { terms.last(bounds) }
+            let test = if level == Part::Third { terms.third(bounds) } else { terms.last(bounds) };
+            if self.parts.has(level) {
+                test
+            } else {
+                WideTest { inside: f32::INFINITY, outside: f32::NEG_INFINITY, ..test }
+            }
         };
         let residuals = &terms[field::THIRD_RESIDUAL..][..TILE];
         let quarter = |start: usize| Rows {
@@ -361,130 +392,4 @@ fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
             bit
         })
     })
-}
-
-/// Rounded up, with room for the rounding of the sum of squares.
-fn norm<'a>(values: impl IntoIterator<Item = &'a f64>) -> f32 {
-    up(values.into_iter().map(|x| x * x).sum::<f64>().sqrt() * (1.0 + NORM_SLACK))
-}
-
-fn largest<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
-    values.into_iter().fold(0.0, |m, x| m.max(x.abs()))
-}
-
-/// Codes `values` with one step; returns what that loses and the sum of the codes.
-fn code(values: &[f64], step: f64, codes: &mut [i8]) -> (Vec<f64>, i32) {
-    let (per_step, mut sum) = (inverse(step), 0);
-    let lost = values.iter().zip(codes).map(|(x, code)| {
-        let i = nearest(x * per_step).clamp(-127.0, 127.0);
-        *code = i as i32 as i8;
-        sum += i as i32;
-        x - step * i
-    });
-    (lost.collect(), sum)
-}
-
-/// The terms of a query, but for the threshold.
-struct Terms {
-    slack: f64,
-    first: PrefixTerms,
-    second: PrefixTerms,
-    lead: LeadTerms,
-    wide: WideTerms,
-}
-
-/// Codes of a query and its terms.
-fn encode(
-    sketch: &Sketch,
-    split: &Split,
-    along: f64,
-    prefix: &mut [i8],
-    lead: &mut [i8],
-    wide: &mut [i8],
-) -> Terms {
-    let (basis, steps) = (&sketch.basis, sketch.steps);
-    let [first_step, second_step, third_step, rest_step] = steps.each().map(f64::from);
-    let Widths { first, second, third, all: _ } = basis.widths;
-    let leading = fine_width(second);
-    let step_of = |k: usize| steps.of(basis.widths, k);
-    let a: Vec<f64> = split.z.iter().map(|x| f64::from(*x)).collect();
-    // One integer sum serves both parts of the prefix: the scale of the first is a power of two times the second's.
-    let (first_scale, second_scale) = (largest(&a[..first]) * first_step, largest(&a[first..second]) * second_step);
-    let ratio = if second_scale > 0.0 { (first_scale / second_scale).log2().floor().max(0.0) as u32 } else { 0 };
-    let shift = ratio.min(MAX_SHIFT);
-    let power = f64::from(1u32 << shift);
-    let scale = up(second_scale.max(first_scale / power) / 127.0);
-    let step = [power * f64::from(scale) * inverse(first_step), f64::from(scale) * inverse(second_step)];
-    let (mut lost, first_sum) = code(&a[..first], step[0], prefix);
-    let (second_lost, second_sum) = code(&a[first..second], step[1], &mut prefix[first..]);
-    lost.extend(second_lost);
-    // What the leading codes lose, in units of the rows' steps.
-    let missing: Vec<f64> = lost[..leading].iter().enumerate().map(|(k, x)| x * step_of(k)).collect();
-    let lead_scale = up(largest(&missing) / 127.0);
-    let (lead_lost, lead_sum) = code(&missing, f64::from(lead_scale), lead);
-    let (third_codes, others) = wide.split_at_mut(third_bytes(basis.widths));
-    let third_scale = up(largest(&a[second..third]) * third_step / 127.0);
-    let (third_lost, third_sum) = code(&a[second..third], f64::from(third_scale) * inverse(third_step), third_codes);
-    // One integer sum serves the refinement and the rest.
-    let finer: Vec<f64> = a[..leading].iter().enumerate().map(|(k, x)| x * (step_of(k) / FINER)).collect();
-    let last_scale = up(largest(&finer).max(largest(&a[third..]) * rest_step) / 127.0);
-    let (fine, rest) = others.split_at_mut(FINE);
-    let (finer_lost, fine_sum) = code(&finer, f64::from(last_scale), fine);
-    let (rest_lost, rest_sum) = code(&a[third..], f64::from(last_scale) * inverse(rest_step), rest);
-    let (offset, spread) = (along * basis.mean_square, up(along.abs()));
-    let residual = |z: &[f32]| up(basis.residual(split.square, z) * (1.0 + NORM_SLACK));
-    let at_second = PrefixTerms {
-        start: -128 * first_sum,
-        shift,
-        second_start: -128 * second_sum,
-        scale,
-        offset: offset as f32,
-        along: along as f32,
-        residual: residual(&split.z[..second]),
-        spread,
-        first_lost: norm(&a[..first]),
-        first_length: norm(&lost[..first]),
-        second_lost: norm(&a[first..second]),
-        second_length: norm(&lost[first..]),
-        length: norm(&a[..second]),
-        inside: 0.0,
-        outside: 0.0,
-    };
-    let third_costs = Bounds {
-        lead_lost: norm(&a[..leading]),
-        lead_length: norm(&lead_lost),
-        plain_lost: norm(&a[leading..second]),
-        plain_length: norm(&lost[leading..]),
-        third_lost: norm(&a[second..third]),
-        third_length: norm(&third_lost),
-        spread,
-        ..Bounds::default()
-    };
-    let last_costs = Bounds {
-        lead_lost: 0.0,
-        fine_lost: third_costs.lead_lost,
-        fine_length: norm(&finer_lost),
-        rest_lost: norm(&a[third..]),
-        rest_length: norm(&rest_lost),
-        residual: residual(&split.z),
-        ..third_costs
-    };
-    let defect = basis.defect(f64::from(norm(&a)), sketch.farthest);
-    Terms {
-        slack: FLOAT_SLACK + defect + 2e-7 * (offset.abs() + along.abs() * LONGEST),
-        first: PrefixTerms { scale: scale * power as f32, residual: residual(&split.z[..first]), ..at_second },
-        second: at_second,
-        lead: LeadTerms { scale: lead_scale, start: -128 * lead_sum },
-        wide: WideTerms {
-            third_scale,
-            third_start: -128 * third_sum,
-            last_scale,
-            last_start: -128 * (fine_sum + rest_sum),
-            third_residual: residual(&split.z[..third]),
-            third_costs,
-            last_costs,
-            inside: 0.0,
-            outside: 0.0,
-        },
-    }
 }

@@ -1,0 +1,144 @@
+//! The codes of one query, and what the levels need to know beside them.
+
+use super::encode::{Sketch, Split, inverse, nearest};
+use super::kernel::{LeadTerms, PrefixTerms, WideTerms};
+use super::levels::{Bounds, FINE, FINER, fine_width, third_bytes};
+use super::{Widths, up};
+use crate::vectors::NORM_SLACK;
+
+/// Slack for the float32 arithmetic of a test: what all operations up to the last level round, with lengths, steps and a
+/// mean that [`crate::tree`] accepts, is less than 400 units of 2^-24 (counted in docs/exactness.md). `<q', mu>`, which is
+/// zero but for rounding, and the float64 arithmetic are in it too.
+const FLOAT_SLACK: f64 = 2.5e-5;
+
+/// At least |x - mu| of any row and |q'| of any center: both are unit within 2^-6, the mean is at most 1.1 long.
+pub(crate) const LONGEST: f64 = 2.2;
+
+/// The second level's step may be finer than the first one's by this many powers of two: its sums stay below 2^31.
+const MAX_SHIFT: u32 = 8;
+
+/// Rounded up, with room for the rounding of the sum of squares.
+fn norm<'a>(values: impl IntoIterator<Item = &'a f64>) -> f32 {
+    up(values.into_iter().map(|x| x * x).sum::<f64>().sqrt() * (1.0 + NORM_SLACK))
+}
+
+fn largest<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
+    values.into_iter().fold(0.0, |m, x| m.max(x.abs()))
+}
+
+/// Codes `values` with one step; returns what that loses and the sum of the codes.
+fn code(values: &[f64], step: f64, codes: &mut [i8]) -> (Vec<f64>, i32) {
+    let (per_step, mut sum) = (inverse(step), 0);
+    let lost = values.iter().zip(codes).map(|(x, code)| {
+        let i = nearest(x * per_step).clamp(-127.0, 127.0);
+        *code = i as i32 as i8;
+        sum += i as i32;
+        x - step * i
+    });
+    (lost.collect(), sum)
+}
+
+/// The terms of a query, but for the threshold.
+pub(super) struct Terms {
+    pub slack: f64,
+    pub first: PrefixTerms,
+    pub second: PrefixTerms,
+    pub lead: LeadTerms,
+    pub wide: WideTerms,
+}
+
+/// Codes of a query and its terms.
+pub(super) fn encode(
+    sketch: &Sketch,
+    split: &Split,
+    along: f64,
+    prefix: &mut [i8],
+    lead: &mut [i8],
+    wide: &mut [i8],
+) -> Terms {
+    let (basis, steps) = (&sketch.basis, sketch.steps);
+    let [first_step, second_step, third_step, rest_step] = steps.each().map(f64::from);
+    let Widths { first, second, third, all: _ } = basis.widths;
+    let leading = fine_width(second);
+    let step_of = |k: usize| steps.of(basis.widths, k);
+    let a: Vec<f64> = split.z.iter().map(|x| f64::from(*x)).collect();
+    // One integer sum serves both parts of the prefix: the scale of the first is a power of two times the second's.
+    let (first_scale, second_scale) = (largest(&a[..first]) * first_step, largest(&a[first..second]) * second_step);
+    let ratio = if second_scale > 0.0 { (first_scale / second_scale).log2().floor().max(0.0) as u32 } else { 0 };
+    let shift = ratio.min(MAX_SHIFT);
+    let power = f64::from(1u32 << shift);
+    let scale = up(second_scale.max(first_scale / power) / 127.0);
+    let step = [power * f64::from(scale) * inverse(first_step), f64::from(scale) * inverse(second_step)];
+    let (mut lost, first_sum) = code(&a[..first], step[0], prefix);
+    let (second_lost, second_sum) = code(&a[first..second], step[1], &mut prefix[first..]);
+    lost.extend(second_lost);
+    // What the leading codes lose, in units of the rows' steps.
+    let missing: Vec<f64> = lost[..leading].iter().enumerate().map(|(k, x)| x * step_of(k)).collect();
+    let lead_scale = up(largest(&missing) / 127.0);
+    let (lead_lost, lead_sum) = code(&missing, f64::from(lead_scale), lead);
+    let (third_codes, others) = wide.split_at_mut(third_bytes(basis.widths));
+    let third_scale = up(largest(&a[second..third]) * third_step / 127.0);
+    let (third_lost, third_sum) = code(&a[second..third], f64::from(third_scale) * inverse(third_step), third_codes);
+    // One integer sum serves the refinement and the rest.
+    let finer: Vec<f64> = a[..leading].iter().enumerate().map(|(k, x)| x * (step_of(k) / FINER)).collect();
+    let last_scale = up(largest(&finer).max(largest(&a[third..]) * rest_step) / 127.0);
+    let (fine, rest) = others.split_at_mut(FINE);
+    let (finer_lost, fine_sum) = code(&finer, f64::from(last_scale), fine);
+    let (rest_lost, rest_sum) = code(&a[third..], f64::from(last_scale) * inverse(rest_step), rest);
+    let (offset, spread) = (along * basis.mean_square, up(along.abs()));
+    let residual = |z: &[f32]| up(basis.residual(split.square, z) * (1.0 + NORM_SLACK));
+    let at_second = PrefixTerms {
+        start: -128 * first_sum,
+        shift,
+        second_start: -128 * second_sum,
+        scale,
+        offset: offset as f32,
+        along: along as f32,
+        residual: residual(&split.z[..second]),
+        spread,
+        first_lost: norm(&a[..first]),
+        first_length: norm(&lost[..first]),
+        second_lost: norm(&a[first..second]),
+        second_length: norm(&lost[first..]),
+        length: norm(&a[..second]),
+        inside: 0.0,
+        outside: 0.0,
+    };
+    let third_costs = Bounds {
+        lead_lost: norm(&a[..leading]),
+        lead_length: norm(&lead_lost),
+        plain_lost: norm(&a[leading..second]),
+        plain_length: norm(&lost[leading..]),
+        third_lost: norm(&a[second..third]),
+        third_length: norm(&third_lost),
+        spread,
+        ..Bounds::default()
+    };
+    let last_costs = Bounds {
+        lead_lost: 0.0,
+        fine_lost: third_costs.lead_lost,
+        fine_length: norm(&finer_lost),
+        rest_lost: norm(&a[third..]),
+        rest_length: norm(&rest_lost),
+        residual: residual(&split.z),
+        ..third_costs
+    };
+    let defect = basis.defect(f64::from(norm(&a)), sketch.farthest);
+    Terms {
+        slack: FLOAT_SLACK + defect + 2e-7 * (offset.abs() + along.abs() * LONGEST),
+        first: PrefixTerms { scale: scale * power as f32, residual: residual(&split.z[..first]), ..at_second },
+        second: at_second,
+        lead: LeadTerms { scale: lead_scale, start: -128 * lead_sum },
+        wide: WideTerms {
+            third_scale,
+            third_start: -128 * third_sum,
+            last_scale,
+            last_start: -128 * (fine_sum + rest_sum),
+            third_residual: residual(&split.z[..third]),
+            third_costs,
+            last_costs,
+            inside: 0.0,
+            outside: 0.0,
+        },
+    }
+}
