@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", choices=[*data.SPECTRA, "wordnet"], default="steep", help="default: %(default)s")
     parser.add_argument("--caps", type=int, default=256, help="training caps (default: %(default)s)")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="runs, of which the median counts (default: %(default)s)"
+        "--repeats", type=int, default=5, help="rounds, of which the median counts (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RECORDS, help="folder of the record (default: benches/record)")
@@ -67,10 +67,10 @@ def cpu_seconds(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def measure(tree: captree.Tree, caps: captree.Caps, truth: NDArray[np.int64], repeats: int) -> dict[str, Any]:
-    """Pairs by what decided them and CPU seconds, for every choice of parts and for the count that users call."""
+    """Pairs by what decided them and CPU time, for every choice of parts and for the count that users call."""
     seconds: dict[str, list[float]] = {name: [] for name in [*CONFIGURATIONS, "count"]}
     decided = {}
-    # All of them once, then again: what else the machine does meets all of them alike.
+    # Rounds of all of them, each compared within its round: what else the machine does meets all of them alike.
     for _ in range(repeats):
         for name, parts in CONFIGURATIONS.items():
             ask = partial(tree._core.ablate, caps.centers, caps.max_cos_distance, parts, 1)
@@ -80,12 +80,16 @@ def measure(tree: captree.Tree, caps: captree.Caps, truth: NDArray[np.int64], re
                 raise AssertionError(f"counts with {name!r} are not the true ones")
         counts, took = cpu_seconds(lambda: tree.count(caps, threads=1))
         seconds["count"].append(took)
-    medians = {name: statistics.median(runs) for name, runs in seconds.items()}
+    relative = {
+        name: statistics.median(took / whole for took, whole in zip(runs, seconds[EVERYTHING], strict=True))
+        for name, runs in seconds.items()
+    }
     pairs = len(caps) * len(tree)
     return {
         "caps": len(caps),
         "decided": {name: {part: n / pairs for part, n in by.items()} for name, by in decided.items()},
-        "nanoseconds": {name: took / pairs * 1e9 for name, took in medians.items()},
+        "relative": relative,
+        "nanoseconds": {name: statistics.median(runs) / pairs * 1e9 for name, runs in seconds.items()},
         "open_at_leaves": open_at_leaves(tree, caps),
     }
 
@@ -105,7 +109,7 @@ def open_at_leaves(tree: captree.Tree, caps: captree.Caps) -> float:
 
 
 def percent(share: float) -> str:
-    """Two significant digits, none of them of an empty share."""
+    """Two significant digits, of large shares none behind the point."""
     return "0" if share == 0 else f"{100 * share:.2g}%" if share < 0.1 else f"{100 * share:.0f}%"
 
 
@@ -119,7 +123,7 @@ def markdown(record: dict[str, Any]) -> str:
     where = record["machine"]
     lines = []
     for name in CONFIGURATIONS:
-        times = [group["nanoseconds"][name] / group["nanoseconds"][EVERYTHING] for group in groups.values()]
+        times = [group["relative"][name] for group in groups.values()]
         shares = [percent(reached(group, name)) for group in groups.values()]
         lines.append([name, *(cell for pair in zip(shares, map("{:.2f}".format, times), strict=True) for cell in pair)])
     header = ["parts", *(cell for name in groups for cell in (f"{name}: to stored rows", "CPU time"))]
@@ -129,10 +133,7 @@ def markdown(record: dict[str, Any]) -> str:
     ]
     described = ", ".join(f"{group['caps']} {name}" for name, group in groups.items())
     leaves = ", ".join(f"{percent(group['open_at_leaves'])} of {name} caps" for name, group in groups.items())
-    counted = ", ".join(
-        f"{group['nanoseconds']['count'] / group['nanoseconds'][EVERYTHING]:.2f} for {name} caps"
-        for name, group in groups.items()
-    )
+    counted = ", ".join(f"{group['relative']['count']:.2f} for {name} caps" for name, group in groups.items())
     return (
         "\n\n".join(
             [
@@ -140,7 +141,7 @@ def markdown(record: dict[str, Any]) -> str:
                 f"{where['processor']}, {where['cores']} cores, {where['memory_gib']} GiB, {where['system']}; "
                 f"commit {record['commit']}; `{record['command']}`",
                 f"{described} training caps (narrow: less than {100 * NARROW:g}% of the rows); counts equal and true "
-                f"everywhere. CPU time per pair, median of {record['repeats']}, everything = 1.",
+                f"everywhere. CPU time per pair relative to everything in the same round, median of {record['repeats']} rounds.",
                 report.table(header, lines),
                 f"`Tree.count`, which tallies nothing, took {counted}. Pairs that the caps of all nodes down to the "
                 f"leaves would leave open: {leaves}.",
