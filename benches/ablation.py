@@ -141,7 +141,8 @@ def markdown(record: dict[str, Any]) -> str:
                 f"{where['processor']}, {where['cores']} cores, {where['memory_gib']} GiB, {where['system']}; "
                 f"commit {record['commit']}; `{record['command']}`",
                 f"{described} training caps (narrow: less than {100 * NARROW:g}% of the rows); counts equal and true "
-                f"everywhere. CPU time per pair relative to everything in the same round, median of {record['repeats']} rounds.",
+                f"everywhere. CPU time per pair relative to everything in the same round, median of "
+                f"{record['repeats']} rounds.",
                 report.table(header, lines),
                 f"`Tree.count`, which tallies nothing, took {counted}. Pairs that the caps of all nodes down to the "
                 f"leaves would leave open: {leaves}.",
