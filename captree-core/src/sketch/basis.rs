@@ -16,7 +16,7 @@ use super::plan;
 const SAMPLE: usize = 8192;
 
 /// Passes of the subspace iteration. The basis only has to be good: no bound relies on it.
-const PASSES: usize = 6;
+const PASSES: usize = 5;
 
 /// A mean shorter than this is not worth a term of its own.
 const SHORTEST_MEAN: f64 = 0.05;
@@ -51,7 +51,7 @@ impl Basis {
         control: &Control,
     ) -> Result<Self> {
         let choose = |mean: &[f32], columns: &[f32]| plan::choose(at, shape, mean, columns, seed);
-        Basis::train_with(at, shape, plan::MOST.min(shape.1), choose, seed, control)
+        Basis::train_with(at, shape, plan::most(shape.0, shape.1), choose, seed, control)
     }
 
     /// The same with widths that `choose` gives for a mean and the leading columns, `most` of them.

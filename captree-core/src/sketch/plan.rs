@@ -18,11 +18,16 @@ const THIRD: [usize; 3] = [192, 256, 384];
 /// All of these, in order.
 const ENDS: [usize; 9] = [16, 32, 48, 64, 96, 128, 192, 256, 384];
 
-/// Most leading columns of any plan.
-pub(super) const MOST: usize = ENDS[ENDS.len() - 1];
-
 /// Trees of fewer rows, or dims, are too small for a choice to matter.
 const LEAST_ROWS: usize = 16 * 1024;
+
+/// Trees of fewer rows are not worth a complete basis, which would take longer than all queries.
+const FEW_ROWS: usize = 4096;
+
+/// Leading columns that a choice for `n` rows of `dim` dims may ask for.
+pub(super) fn most(n: usize, dim: usize) -> usize {
+    if n < LEAST_ROWS { usual(n, dim).third } else { ENDS[ENDS.len() - 1].min(dim) }
+}
 
 /// Tiles of neighbors, and caps, that the model looks at.
 const TILES: usize = 24;
@@ -54,7 +59,7 @@ pub(super) fn choose<'a, E: Element>(
     columns: &[f32],
     seed: u64,
 ) -> Result<Widths> {
-    let usual = usual(dim);
+    let usual = usual(n, dim);
     if n < LEAST_ROWS || dim <= SECOND[0] {
         return Ok(usual);
     }
@@ -92,8 +97,11 @@ pub(super) fn choose<'a, E: Element>(
     Ok(best.1)
 }
 
-/// Widths for rows that nothing is known of.
-pub(super) fn usual(dim: usize) -> Widths {
+/// Widths without a look at the rows.
+fn usual(n: usize, dim: usize) -> Widths {
+    if n < FEW_ROWS {
+        return Widths { first: dim.min(32), second: dim.min(64), third: dim.min(128), all: dim.min(128) };
+    }
     Widths { first: dim.min(32), second: dim.min(128), third: dim.min(256), all: dim.min(MAX_COLUMNS) }
 }
 
