@@ -233,10 +233,10 @@ fn foreign_manifests() {
 fn newer_and_impossible_versions() {
     let with = |text: &str| altered("manifest.json", |bytes| *bytes = text.as_bytes().to_vec());
     // Nothing but format and version is known of a newer manifest.
-    assert!(is_newer(&with(r#"{"version": 3, "format": "captree", "root": [{}]}"#).1, 3));
+    assert!(is_newer(&with(r#"{"version": 4, "format": "captree", "root": [{}]}"#).1, 4));
     assert!(is_newer(&with(r#"{"format":"captree","version":18446744073709551615}"#).1, u64::MAX));
     let (_place, path) = altered("manifest.json", |bytes| {
-        *bytes = String::from_utf8_lossy(bytes).replace("\"version\": 2", "\"version\": 3").into_bytes();
+        *bytes = String::from_utf8_lossy(bytes).replace("\"version\": 3", "\"version\": 4").into_bytes();
     });
     assert!(is_newer(&path, 3));
     for version in ["0", "-1", "1.0", "1e9", "99999999999999999999", "\"1\"", "null", "{}"] {
