@@ -10,6 +10,9 @@ PYTEST_BENCH_FLAGS ?= --benchmark-autosave
 WHEEL_FLAGS ?=
 COMPARE_FLAGS ?= --rows 50000
 STUDY_FLAGS ?=
+# What runs an aarch64 program: `make test-aarch64` adds the processor. Processors with i8mm, with dotprod alone, with neither.
+QEMU_AARCH64 ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+AARCH64_CPUS ?= max neoverse-n1 cortex-a72
 
 SHELL := bash
 VENV := .venv
@@ -30,10 +33,10 @@ section = @printf '\n=== %s  %s\n' "$$(date +%T)" '$(1)'
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench docs wheel dev clean compare \
         lint-rust lint-python lint-genmodel test-rust test-docs-rust test-stubs test-benches test-torch test-genmodel \
-        test-python bench-data study-scenes study-clipart
+        test-python test-aarch64 bench-data study-scenes study-clipart
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp-captree .venv-torch/.stamp-genmodel ## captree's story on real data, then a tiny generator: minutes once built
 	$(BIN)/captree demo --out demo-out
@@ -126,6 +129,16 @@ test-genmodel: .venv-torch/.stamp-genmodel
 test-python: $(VENV)/.stamp-captree build/wheel/.stamp
 	$(call section,pytest)
 	$(PY) -m pytest tests --ignore tests/with_torch
+
+# No part of `make test`. The first processor runs all tests, the others those of the sketches, which tell processors apart.
+test-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER ?= aarch64-linux-gnu-gcc
+test-aarch64: ## The Rust core's tests for 64-bit Arm under emulation (see CONTRIBUTING.md)
+	@filter=; for cpu in $(AARCH64_CPUS); do \
+		printf '\n=== %s  cargo test: %s, emulated\n' "$$(date +%T)" "$$cpu"; \
+		CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(QEMU_AARCH64) -cpu $$cpu" \
+			cargo test -p captree-core --target aarch64-unknown-linux-gnu --lib $$filter || exit 1; \
+		filter=sketch::; \
+	done
 
 bench-data: $(VENV)/.stamp-captree
 	$(PY) -m benches.prepare

@@ -4,6 +4,8 @@
 //! ([`f32_error`]); whatever the bound cannot decide goes to [`crate::exact`].
 
 mod generic;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -51,6 +53,8 @@ impl Kernels {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         found.extend(x86_64::available());
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        found.extend([neon::KERNELS]);
         found.push(portable::KERNELS);
         found
     }

@@ -2,6 +2,8 @@
 //! instruction set, chosen once at run time.
 
 mod generic;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -272,6 +274,8 @@ impl IntKernels {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         found.extend(x86_64::available());
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        found.extend(neon::available());
         found.push(portable::KERNELS);
         found
     }
@@ -333,7 +337,9 @@ impl IntKernels {
     pub fn prefetch(&self, codes: &[u8]) {
         #[cfg(target_arch = "x86_64")]
         x86_64::prefetch(codes);
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        neon::prefetch(codes);
+        #[cfg(not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little"))))]
         let _ = codes;
     }
 

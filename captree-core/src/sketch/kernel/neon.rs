@@ -1,0 +1,485 @@
+//! NEON instantiations: with the mixed products of `i8mm`, with the signed ones of `dotprod`, and without either.
+
+use std::arch::aarch64::*;
+use std::arch::{asm, is_aarch64_feature_detected};
+use std::marker::PhantomData;
+
+use super::generic::{self, Lanes, ROWS};
+use super::{Asking, Decision, Dense, IntKernels, Prefix, Rows, Test, WideTest};
+use crate::sketch::TILE;
+use crate::sketch::levels::field;
+
+/// Products of sixteen unsigned codes with sixteen signed ones, each four of them added to a 32-bit sum.
+///
+/// # Safety
+/// All methods need the CPU feature of the implementing instruction set.
+trait Products {
+    type Rows: Copy;
+    type Query: Copy;
+    /// What `add` leaves out of sums.
+    type Lack: Copy;
+    unsafe fn rows(codes: uint8x16_t) -> Self::Rows;
+    unsafe fn query(codes: int8x16_t) -> Self::Query;
+    unsafe fn add(sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t;
+    unsafe fn no_lack() -> Self::Lack;
+    /// Notes what `add` leaves out with this query.
+    unsafe fn lack(lack: Self::Lack, query: Self::Query) -> Self::Lack;
+    /// The sum with what it lacks.
+    unsafe fn whole(sum: int32x4_t, lack: Self::Lack) -> int32x4_t;
+}
+
+struct Mixed;
+
+impl Products for Mixed {
+    type Rows = uint8x16_t;
+    type Query = int8x16_t;
+    type Lack = ();
+
+    #[inline(always)]
+    unsafe fn rows(codes: uint8x16_t) -> Self::Rows {
+        codes
+    }
+
+    #[inline(always)]
+    unsafe fn query(codes: int8x16_t) -> Self::Query {
+        codes
+    }
+
+    #[inline(always)]
+    unsafe fn add(mut sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t {
+        // SAFETY: the caller has i8mm; the instruction touches only these registers. Its intrinsic is not stable.
+        unsafe {
+            asm!(
+                "usdot {sum:v}.4s, {rows:v}.16b, {query:v}.16b",
+                sum = inout(vreg) sum,
+                rows = in(vreg) rows,
+                query = in(vreg) query,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        sum
+    }
+
+    #[inline(always)]
+    unsafe fn no_lack() -> Self::Lack {}
+
+    #[inline(always)]
+    unsafe fn lack(_: Self::Lack, _: Self::Query) -> Self::Lack {}
+
+    #[inline(always)]
+    unsafe fn whole(sum: int32x4_t, _: Self::Lack) -> int32x4_t {
+        sum
+    }
+}
+
+struct Signed;
+
+impl Products for Signed {
+    /// Less 128, which makes them signed.
+    type Rows = int8x16_t;
+    type Query = int8x16_t;
+    /// Half of 128 times the query's sum: 128 is no signed code.
+    type Lack = int32x4_t;
+
+    #[inline(always)]
+    unsafe fn rows(codes: uint8x16_t) -> Self::Rows {
+        // SAFETY: the caller has NEON.
+        unsafe { vreinterpretq_s8_u8(veorq_u8(codes, vdupq_n_u8(0x80))) }
+    }
+
+    #[inline(always)]
+    unsafe fn query(codes: int8x16_t) -> Self::Query {
+        codes
+    }
+
+    #[inline(always)]
+    unsafe fn add(mut sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t {
+        // SAFETY: the caller has dotprod; the instruction touches only these registers. Its intrinsic is not stable.
+        unsafe {
+            asm!(
+                "sdot {sum:v}.4s, {rows:v}.16b, {query:v}.16b",
+                sum = inout(vreg) sum,
+                rows = in(vreg) rows,
+                query = in(vreg) query,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        sum
+    }
+
+    #[inline(always)]
+    unsafe fn no_lack() -> Self::Lack {
+        // SAFETY: the caller has NEON.
+        unsafe { vdupq_n_s32(0) }
+    }
+
+    #[inline(always)]
+    unsafe fn lack(lack: Self::Lack, query: Self::Query) -> Self::Lack {
+        // SAFETY: the caller has dotprod.
+        unsafe { Self::add(lack, vdupq_n_s8(64), query) }
+    }
+
+    #[inline(always)]
+    unsafe fn whole(sum: int32x4_t, lack: Self::Lack) -> int32x4_t {
+        // SAFETY: the caller has NEON.
+        unsafe { vaddq_s32(sum, vshlq_n_s32::<1>(lack)) }
+    }
+}
+
+struct Plain;
+
+impl Products for Plain {
+    /// Even and odd dims as 16-bit numbers: a product of codes fits in 16 bits, the sum of two may not.
+    type Rows = [int16x8_t; 2];
+    type Query = [int16x8_t; 2];
+    type Lack = ();
+
+    #[inline(always)]
+    unsafe fn rows(codes: uint8x16_t) -> Self::Rows {
+        // SAFETY: the caller has NEON.
+        unsafe {
+            let pairs = vreinterpretq_u16_u8(codes);
+            let (even, odd) = (vandq_u16(pairs, vdupq_n_u16(0xff)), vshrq_n_u16::<8>(pairs));
+            [vreinterpretq_s16_u16(even), vreinterpretq_s16_u16(odd)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn query(codes: int8x16_t) -> Self::Query {
+        // SAFETY: the caller has NEON.
+        unsafe {
+            let pairs = vreinterpretq_s16_s8(codes);
+            [vshrq_n_s16::<8>(vshlq_n_s16::<8>(pairs)), vshrq_n_s16::<8>(pairs)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t {
+        // SAFETY: the caller has NEON.
+        unsafe { vpadalq_s16(vpadalq_s16(sum, vmulq_s16(rows[0], query[0])), vmulq_s16(rows[1], query[1])) }
+    }
+
+    #[inline(always)]
+    unsafe fn no_lack() -> Self::Lack {}
+
+    #[inline(always)]
+    unsafe fn lack(_: Self::Lack, _: Self::Query) -> Self::Lack {}
+
+    #[inline(always)]
+    unsafe fn whole(sum: int32x4_t, _: Self::Lack) -> int32x4_t {
+        sum
+    }
+}
+
+/// The bit of each row.
+const BITS: [u32; ROWS] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768];
+
+/// The rows of which one comparison holds, four in a register.
+///
+/// # Safety
+/// All methods need NEON.
+#[derive(Clone, Copy)]
+struct Mask(uint32x4_t);
+
+impl Mask {
+    #[inline(always)]
+    unsafe fn new() -> Mask {
+        // SAFETY: the caller has NEON.
+        Mask(unsafe { vdupq_n_u32(0) })
+    }
+
+    /// For rows `4 part` to `4 part + 3`.
+    #[inline(always)]
+    unsafe fn or(self, part: usize, rows: uint32x4_t) -> Mask {
+        // SAFETY: the caller has NEON, and a slice of four is four readable numbers.
+        unsafe {
+            let bits = vld1q_u32(BITS[4 * part..4 * part + 4].as_ptr());
+            Mask(vorrq_u32(self.0, vandq_u32(rows, bits)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bits(self) -> u16 {
+        // SAFETY: the caller has NEON.
+        unsafe { vaddvq_u32(self.0) as u16 }
+    }
+}
+
+/// Sums of sixteen rows, four in a register, and what they all lack.
+struct Sums<P: Products> {
+    rows: [int32x4_t; 4],
+    lack: P::Lack,
+}
+
+impl<P: Products> Clone for Sums<P> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P: Products> Copy for Sums<P> {}
+
+impl<P: Products> Sums<P> {
+    /// # Safety
+    /// As for [`Products`].
+    #[inline(always)]
+    unsafe fn whole(self) -> [int32x4_t; 4] {
+        // SAFETY: forwarded from the caller.
+        self.rows.map(|sum| unsafe { P::whole(sum, self.lack) })
+    }
+}
+
+struct Neon<P>(PhantomData<P>);
+
+impl<P: Products> Lanes for Neon<P> {
+    type Sums = Sums<P>;
+    type Codes = [P::Rows; 4];
+    type Four = P::Query;
+
+    #[inline(always)]
+    unsafe fn start(sum: i32) -> Self::Sums {
+        // SAFETY: the caller has the features.
+        unsafe { Sums { rows: [vdupq_n_s32(sum); 4], lack: P::no_lack() } }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> Self::Codes {
+        // SAFETY: the caller has the features and 64 readable bytes.
+        std::array::from_fn(|part| unsafe { P::rows(vld1q_u8(p.add(16 * part))) })
+    }
+
+    #[inline(always)]
+    unsafe fn four(p: *const i8) -> Self::Four {
+        // SAFETY: the caller has the features and four readable codes.
+        unsafe { P::query(vreinterpretq_s8_s32(vdupq_n_s32(p.cast::<i32>().read_unaligned()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(sums: Self::Sums, rows: Self::Codes, query: Self::Four) -> Self::Sums {
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            Sums {
+                rows: std::array::from_fn(|part| P::add(sums.rows[part], rows[part], query)),
+                lack: P::lack(sums.lack, query),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
+        // SAFETY: the caller has the features.
+        unsafe {
+            let (by, plus) = (vdupq_n_s32(shift as i32), vdupq_n_s32(plus));
+            Sums { rows: sums.whole().map(|s| vaddq_s32(vshlq_s32(s, by), plus)), lack: P::no_lack() }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn test<const GROUP: bool>(
+        sums: Self::Sums,
+        terms: *const f32,
+        test: &Test,
+        values: *mut f32,
+    ) -> (u16, u16) {
+        // SAFETY: the caller has the features, 16 readable numbers at each field of the level, and room for 16 values.
+        unsafe {
+            let (mut inside, mut open) = (Mask::new(), Mask::new());
+            for (part, sums) in sums.whole().into_iter().enumerate() {
+                let term = |field: usize| vld1q_f32(terms.add(field + 4 * part));
+                let start = vfmaq_n_f32(vdupq_n_f32(test.offset), term(field::SHIFT), test.along);
+                let value = vfmaq_n_f32(start, vcvtq_f32_s32(sums), test.scale);
+                let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::SECOND_RESIDUAL });
+                let mut error = vmulq_n_f32(residual, test.residual);
+                if GROUP {
+                    error = vfmaq_n_f32(error, term(field::RADIUS), test.length);
+                    error = vfmaq_n_f32(error, term(field::REACH), test.spread);
+                }
+                if !values.is_null() {
+                    vst1q_f32(values.add(4 * part), value);
+                }
+                (inside, open) = decide(part, value, error, (test.inside, test.outside), (inside, open));
+            }
+            (inside.bits(), open.bits())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn wide_test(sums: Self::Sums, values: *mut f32, residuals: *const f32, test: &WideTest) -> (u16, u16) {
+        // SAFETY: the caller has the features, 16 writable values and 16 readable residuals.
+        unsafe {
+            let (mut inside, mut open) = (Mask::new(), Mask::new());
+            for (part, sums) in sums.whole().into_iter().enumerate() {
+                let at = values.add(4 * part);
+                let value = vfmaq_n_f32(vld1q_f32(at), vcvtq_f32_s32(sums), test.scale);
+                vst1q_f32(at, value);
+                let error = vmulq_n_f32(vld1q_f32(residuals.add(4 * part)), test.residual);
+                (inside, open) = decide(part, value, error, (test.inside, test.outside), (inside, open));
+            }
+            (inside.bits(), open.bits())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_values(sums: Self::Sums, scale: f32, values: *mut f32) {
+        // SAFETY: the caller has the features and 16 writable numbers.
+        unsafe {
+            for (part, sums) in sums.whole().into_iter().enumerate() {
+                let at = values.add(4 * part);
+                vst1q_f32(at, vfmaq_n_f32(vld1q_f32(at), vcvtq_f32_s32(sums), scale));
+            }
+        }
+    }
+}
+
+/// Which of four rows are surely inside, and which not surely outside: `limits` are the two thresholds.
+///
+/// # Safety
+/// Needs NEON.
+#[inline(always)]
+unsafe fn decide(
+    part: usize,
+    value: float32x4_t,
+    error: float32x4_t,
+    limits: (f32, f32),
+    (inside, open): (Mask, Mask),
+) -> (Mask, Mask) {
+    // SAFETY: the caller has NEON.
+    unsafe {
+        let is_in = vcgeq_f32(vsubq_f32(value, error), vdupq_n_f32(limits.0));
+        // Written so that a value that is no number stays open.
+        let is_open = vmvnq_u32(vcltq_f32(vaddq_f32(value, error), vdupq_n_f32(limits.1)));
+        (inside.or(part, is_in), open.or(part, is_open))
+    }
+}
+
+/// Four rows at a time, each with one sum per 16 bytes.
+///
+/// # Safety
+/// As for [`Products`], and the lengths that [`IntKernels::wide`] checks.
+#[inline(always)]
+unsafe fn wide<P: Products>(
+    rows: &Rows<'_>,
+    query: &[i8],
+    mask: u16,
+    values: &mut [f32; ROWS],
+    test: &WideTest,
+) -> (u16, u16) {
+    let (mut sums, mut left) = ([test.start; ROWS], mask);
+    while left != 0 {
+        // The last row stands in for those that are missing.
+        let mut four = [left.trailing_zeros() as usize; 4];
+        left &= left - 1;
+        for f in 1..4 {
+            four[f] = if left == 0 { four[f - 1] } else { left.trailing_zeros() as usize };
+            left &= left.wrapping_sub(1);
+        }
+        // SAFETY: the rows of the mask are there, each as long as the query, a multiple of 64; the caller has the features.
+        unsafe {
+            let at = four.map(|f| rows.codes.as_ptr().add(f * rows.stride));
+            let (mut acc, mut lack) = ([vdupq_n_s32(0); 4], P::no_lack());
+            for i in (0..query.len()).step_by(16) {
+                let q = P::query(vld1q_s8(query.as_ptr().add(i)));
+                for f in 0..4 {
+                    acc[f] = P::add(acc[f], P::rows(vld1q_u8(at[f].add(i))), q);
+                }
+                lack = P::lack(lack, q);
+            }
+            for f in 0..4 {
+                sums[four[f]] = vaddvq_s32(P::whole(acc[f], lack)).wrapping_add(test.start);
+            }
+        }
+    }
+    // SAFETY: sixteen sums, values and residuals; the caller has the features.
+    let (inside, open) = unsafe {
+        let each = std::array::from_fn(|part| vld1q_s32(sums.as_ptr().add(4 * part)));
+        let sums = Sums { rows: each, lack: P::no_lack() };
+        Neon::<P>::wide_test(sums, values.as_mut_ptr(), rows.residuals.as_ptr(), test)
+    };
+    (inside & mask, open & !inside & mask)
+}
+
+macro_rules! kernels {
+    ($module:ident, $name:literal, $products:ty, $features:literal, $kernels:ident) => {
+        mod $module {
+            use super::*;
+
+            type L = Neon<$products>;
+
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn level<const LEVEL: u8>(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+                // SAFETY: the caller keeps the contract and has the features.
+                unsafe { generic::level::<L, LEVEL>(prefix, queries, out) }
+            }
+
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn second(
+                prefix: &Prefix<'_>,
+                queries: &[u32],
+                masks: &[u64],
+                out: &mut [Decision],
+                values: &mut [[f32; TILE]],
+                asking: &mut Asking,
+            ) {
+                // SAFETY: the caller keeps the contract and has the features.
+                unsafe { generic::second::<L>(prefix, queries, masks, out, values, asking) }
+            }
+
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
+                // SAFETY: the caller keeps the contract and has the features.
+                unsafe { generic::dense::<L>(dense, values, out) }
+            }
+
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn wide(
+                rows: &Rows<'_>,
+                query: &[i8],
+                mask: u16,
+                values: &mut [f32; ROWS],
+                test: &WideTest,
+            ) -> (u16, u16) {
+                // SAFETY: the caller keeps the contract and has the features.
+                unsafe { super::wide::<$products>(rows, query, mask, values, test) }
+            }
+        }
+
+        const $kernels: IntKernels = IntKernels {
+            name: $name,
+            first: $module::level::<{ generic::FIRST }>,
+            second: $module::second,
+            dense: $module::dense,
+            group: $module::level::<{ generic::GROUP }>,
+            wide: $module::wide,
+            interleave: generic::interleave,
+        };
+    };
+}
+
+kernels!(mixed, "neon-i8mm", Mixed, "neon,i8mm", MIXED);
+kernels!(signed, "neon-dotprod", Signed, "neon,dotprod", SIGNED);
+kernels!(plain, "neon", Plain, "neon", PLAIN);
+
+/// Hints that `codes` will be read soon.
+#[inline]
+pub(super) fn prefetch(codes: &[u8]) {
+    for line in codes.chunks(64) {
+        // SAFETY: a prefetch reads nothing, whatever its address. Its intrinsic is not stable.
+        unsafe {
+            asm!("prfm pldl1keep, [{0}]", in(reg) line.as_ptr(), options(readonly, nostack, preserves_flags));
+        }
+    }
+}
+
+/// The kernels that this CPU has, fastest first.
+pub(super) fn available() -> Vec<IntKernels> {
+    let mut found = Vec::new();
+    if is_aarch64_feature_detected!("i8mm") {
+        found.push(MIXED);
+    }
+    if is_aarch64_feature_detected!("dotprod") {
+        found.push(SIGNED);
+    }
+    found.push(PLAIN);
+    found
+}
