@@ -10,7 +10,7 @@ PYTEST_BENCH_FLAGS ?= --benchmark-autosave
 WHEEL_FLAGS ?=
 COMPARE_FLAGS ?= --rows 50000
 STUDY_FLAGS ?=
-# What runs an aarch64 program: `make test-aarch64` adds the processor. Processors with i8mm, with dotprod alone, with neither.
+# What runs an aarch64 program, and the processors that it stands for: with i8mm, with dotprod alone, with neither.
 QEMU_AARCH64 ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 AARCH64_CPUS ?= max neoverse-n1 cortex-a72
 
@@ -130,7 +130,7 @@ test-python: $(VENV)/.stamp-captree build/wheel/.stamp
 	$(call section,pytest)
 	$(PY) -m pytest tests --ignore tests/with_torch
 
-# No part of `make test`. The first processor runs all tests, the others those of the sketches, which tell processors apart.
+# No part of `make test`. The first processor runs all tests, the others those of the sketches, which treat them unlike.
 test-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER ?= aarch64-linux-gnu-gcc
 test-aarch64: ## The Rust core's tests for 64-bit Arm under emulation (see CONTRIBUTING.md)
 	@filter=; for cpu in $(AARCH64_CPUS); do \

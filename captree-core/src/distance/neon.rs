@@ -30,8 +30,8 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn load_f16(p: *const f16) -> Self::V {
         let (low, high);
-        // SAFETY: the caller has NEON and 8 readable elements; the conversion touches only its registers. Its intrinsics came
-        // with Rust 1.94.
+        // SAFETY: the caller has NEON and 8 readable elements; the conversion touches only its registers. Its
+        // intrinsics came with Rust 1.94.
         unsafe {
             let x = vld1q_u16(p.cast());
             asm!(

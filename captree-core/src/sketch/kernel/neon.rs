@@ -374,7 +374,8 @@ unsafe fn wide<P: Products>(
             four[f] = if left == 0 { four[f - 1] } else { left.trailing_zeros() as usize };
             left &= left.wrapping_sub(1);
         }
-        // SAFETY: the rows of the mask are there, each as long as the query, a multiple of 64; the caller has the features.
+        // SAFETY: the rows of the mask are there, each as long as the query, a multiple of 64; the caller has the
+        // features.
         unsafe {
             let at = four.map(|f| rows.codes.as_ptr().add(f * rows.stride));
             let (mut acc, mut lack) = ([vdupq_n_s32(0); 4], P::no_lack());
