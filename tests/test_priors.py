@@ -259,6 +259,31 @@ def test_the_known_row_lies_in_its_cap_as_stored(dim, storage):
     assert known[block.bounds > 3e-3].all()
 
 
+def test_the_known_row_is_a_fair_draw_if_the_bound_knows_nothing_of_it():
+    """Why bounds by the mass around the row are refused: they favor the rows that lie apart."""
+    rng = np.random.default_rng(0)
+    spread = np.repeat([0.05, 0.6], [900, 100])[:, None]
+    vectors = unit([1.0, 0.0, 0.0] + spread * rng.standard_normal((1000, 3)))
+    tree = captree.build(vectors, storage="float32")
+    kept = all_rows(tree).astype(np.float64)
+
+    def too_many_lonely(rows, centers, bounds):
+        """Standard deviations by which the rows after 900 come more often than their share of each cap."""
+        inside = centers.astype(np.float64) @ kept.T >= 1 - bounds[:, None] - 1e-12
+        share = inside[:, 900:].sum(axis=1) / inside.sum(axis=1)
+        return ((rows >= 900) - share).sum() / np.sqrt((share * (1 - share)).sum())
+
+    by_mass = tree.radius_for_mass(unit(kept), 0.05)
+    with captree.PairStream(tree, 4000, centers=UniformInCap(), radii=lambda rng, n: rng.choice(by_mass, n)) as stream:
+        batch = next(stream)
+    assert abs(too_many_lonely(*batch)) < 5.3
+    # The same row whatever the bounds, so that they can be made to fit it.
+    _, _, rows = UniformInCap()(np.random.default_rng(1), tree, np.ones(4000))
+    centers, _, again = UniformInCap()(np.random.default_rng(1), tree, by_mass[rows])
+    np.testing.assert_array_equal(rows, again)
+    assert too_many_lonely(rows, centers, by_mass[rows]) > 10
+
+
 def test_known_rows_are_drawn_alike_or_by_weight(tree):
     rows = training_caps(tree, 30_000, seed=5, radii=0.5, centers=UniformInCap()).sources[:, 0]
     assert stats.chisquare(np.bincount(rows, minlength=3000)).pvalue > ALARM

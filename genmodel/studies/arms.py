@@ -77,7 +77,8 @@ class RunConfig:
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "own": {"prior": "own", "condition": "embedding"},
-    # Its center needs the bound first, so its bounds cannot come from a mass around the center.
+    # Its center needs the bound first, so its bounds cannot come from a mass around the center, and from one around
+    # the image they would tell which image it is.
     "uniform": {"prior": "uniform", "radii": "mixture"},
     "slerp": {"prior": "slerp"},
     "slerp-noise": {"prior": "slerp-noise"},

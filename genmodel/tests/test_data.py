@@ -241,7 +241,8 @@ def test_trees_of_other_vectors(tmp_path: Path) -> None:
     [
         ({"condition": "embedding"}, "expected prior 'own'"),
         ({"condition": "distance", "prior": "own"}, "needs centers apart"),
-        ({"prior": "own", "radii": "mass:0.1:1"}, "takes no mass"),
+        ({"prior": "own", "radii": "mass:0.1:1"}, "'own' takes no mass"),
+        ({"prior": "uniform", "radii": "mass:0.1:1"}, "'uniform' takes no mass"),
         ({"pairs": "x", "balance_exponent": 0.5}, "cannot be balanced"),
     ],
 )

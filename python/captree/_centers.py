@@ -81,6 +81,11 @@ class UniformInCap:
     the least of a few steps, the first of 1e-6 of the angle. A bound so small that not even the row's own direction
     has the row in its cap (a row shorter than 1 - b) gives a cap without a row, which pairs leave out.
 
+    Given its cap, the row is as likely as every other row inside (or in proportion to its weight): the bound is drawn
+    without a look at the row, and all rows inside had the same chance of this center. A bound that holds a share of
+    the rows around the *row* would break that, since it tells which row was drawn (a wide one: a lonely row), and one
+    around the center needs the center first; so :class:`captree.ByMass` is refused.
+
     In many dimensions nearly all of a cap's area lies at its rim: the row is nearly always about as far from the center
     as the bound allows, and the null cap's centers are nearly orthogonal to the row.
 

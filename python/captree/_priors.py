@@ -129,8 +129,7 @@ def cap_block(
     rngs = [np.random.Generator(np.random.PCG64(stream)) for stream in streams]
     bounds = None
     if needs_bounds(centers):
-        if needs_centers(radii):
-            raise InvalidParameterError("radii: expected bounds that need no centers, since these centers need bounds")
+        refuse_circle(radii, centers)
         bounds = drawn_bounds(radii, rngs[3], n)
         bounds = single_bounds(bounds, up=False) if single else bounds
     rows: NDArray[np.int64] | None = None
@@ -142,6 +141,15 @@ def cap_block(
         bounds = drawn_bounds(radii, rngs[3], n, tree, made, threads)
         bounds = single_bounds(bounds, up=needs_centers(radii)) if single else bounds
     return CapBlock(made, bounds, sources, rows)
+
+
+def refuse_circle(radii: Radii, centers: Centers | None) -> None:
+    """Refuses bounds that need centers with centers that need bounds, of which neither could be drawn first."""
+    if needs_centers(radii) and needs_bounds(centers):
+        raise InvalidParameterError(
+            "radii: expected bounds that need no centers, such as LogUniformRadius or a RadiusMixture, "
+            "since these centers need bounds"
+        )
 
 
 def stream_key(seed: int, purpose: int, index: int) -> tuple[int, ...]:

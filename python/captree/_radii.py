@@ -98,7 +98,8 @@ class ByMass:
     A cap's mass, not its angle, says how much it tells: this prior gives caps of 1 in 1,000 rows as often as caps of
     1 in 10, wherever they lie. The bound is :meth:`captree.Tree.radius_for_mass` of the cap's center, exactly; pairs,
     which keep bounds as float32, round it up, so that no cap loses the rows it was made for. It costs a look at the
-    tree for every cap, which the other priors do not.
+    tree for every cap, which the other priors do not. Not with centers that need the bound first:
+    :class:`captree.UniformInCap` says why.
 
     Attributes:
         low: the smallest share of the rows, above 0.

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from captree import _params
 from captree._centers import Centers, UniformInCap, checked_weights
 from captree._draws import CAPS_WITHOUT_ROW, NO_ROWS, RowDrawer
-from captree._radii import DEFAULT_RADII, Radii, needs_centers
+from captree._priors import refuse_circle
+from captree._radii import DEFAULT_RADII, Radii
 from captree.errors import InvalidParameterError, InvalidTypeError
 
 if TYPE_CHECKING:
@@ -109,8 +110,7 @@ class PairStream:
             _params.fraction("radii", radii, 0.0, 2.0)
         if centers is not None and not callable(centers):
             raise InvalidTypeError(f"centers: expected a callable (rng, tree, n), got {type(centers).__name__}")
-        if needs_centers(radii) and bool(getattr(centers, "needs_bounds", False)):
-            raise InvalidParameterError("radii: expected bounds that need no centers, since these centers need bounds")
+        refuse_circle(radii, centers)
         self._radii = radii
         self._centers = centers
         self._weights = None if weights is None else checked_weights(weights)

@@ -333,16 +333,23 @@ class Batches:
         self.source.load_state_dict(state["source"])
 
 
-def parse_radii(text: str) -> Any:
+def parse_radii(text: str, prior: str | None = None) -> Any:
     """The prior of bounds that `text` names.
 
     ``mixture`` (95% U[0, 1], 5% U[1, 2]), ``fixed:R``, ``uniform:LOW:HIGH``, ``loguniform:LOW:HIGH``, or
     ``mass:LOW:HIGH`` (the radius that holds a share of the rows, log-uniform between the two).
 
+    Args:
+        text: the name.
+        prior: the prior of centers that it goes with, if known: "own" and "uniform" take no mass, since they need
+            the bound before there is a center to hold rows around.
+
     Raises:
-        ConfigError: none of these.
+        ConfigError: none of these, or a mass for such a prior.
     """
     name, *given = text.split(":")
+    if name == "mass" and prior in ("own", "uniform"):
+        raise ConfigError(f"radii: the prior {prior!r} takes no mass; use fixed:R, uniform, loguniform or mixture")
     try:
         numbers = [float(number) for number in given]
         match name, numbers:

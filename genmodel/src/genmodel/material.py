@@ -98,7 +98,7 @@ def _stream(
         batch_size=size * max(1, _PAIRS_AT_ONCE // size),
         seed=seed,
         centers=center_prior(config.prior, config.noise, config.shift, config.shift_scale, config.centers),
-        radii=parse_radii(config.radii),
+        radii=parse_radii(config.radii, config.prior),
         weights=weights,
         rank=rank,
         world=world,
@@ -111,9 +111,7 @@ def _own(config: TrainConfig, embeddings: NDArray[Any], size: int, seed: int, wo
     if config.balance_exponent > 0:
         tree = captree.build(unit(embeddings), threads=config.threads)
         weights = captree.balancing_weights(tree, config.balance_max_cos_distance, config.balance_exponent)
-    radii = 0.0 if config.condition == "embedding" else parse_radii(config.radii)
-    if getattr(radii, "needs_centers", False):
-        raise ConfigError("radii: the prior 'own' takes no mass; use fixed:R, uniform, loguniform or mixture")
+    radii = 0.0 if config.condition == "embedding" else parse_radii(config.radii, "own")
     rank, count = (world.rank, world.size) if world is not None else (0, 1)
     return OwnEmbeddings(embeddings, size, seed, radii, weights, rank, count)
 

@@ -398,7 +398,7 @@ def _stream(config: SecondStageConfig, tree: Any, batch_size: int, seed: int) ->
     if config.prior == "own":
         raise ConfigError('prior: expected one that makes caps, got "own"')
     centers = center_prior(config.prior, config.noise, config.shift, centers=config.centers)
-    return captree.PairStream(tree, batch_size, seed, centers=centers, radii=parse_radii(config.radii))
+    return captree.PairStream(tree, batch_size, seed, centers=centers, radii=parse_radii(config.radii, config.prior))
 
 
 def _looked_up(tree: Any, stream: Iterable[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
