@@ -2,16 +2,21 @@
 
 import collections
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from genmodel.encode import EncodeConfig
 from genmodel.errors import ConfigError, DataError
 from genmodel.tokenizers import load_tokenizer
 from genmodel.tokenizers.ldm import VQ_F4, LDMTokenizer, from_ldm_state, read_checkpoint
 
 pytest.importorskip("diffusers")
+
+TUTORIAL = Path(__file__).parents[2] / "docs" / "genmodel.md"
 
 
 def ldm_shapes(channels=(128, 256, 512), blocks=2, latent=3, codes=8192):
@@ -140,6 +145,42 @@ def test_every_key_of_vq_f4_is_known(tmp_path):
     images = tokenizer.decode(torch.full((1, 64), 8191))
     assert images.shape == (1, 3, 32, 32)
     assert (images == 128).all()  # zero weights: mid-gray
+
+
+def test_the_default_is_vq_f4_on_the_hub(monkeypatch):
+    from diffusers import VQModel
+
+    # vqvae/config.json of that repository, read on its page.
+    settings = {
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "in_channels": 3,
+        "latent_channels": 3,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "num_vq_embeddings": 8192,
+        "out_channels": 3,
+        "sample_size": 256,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "vq_embed_dim": None,
+    }
+    asked = []
+
+    def from_pretrained(name, **options):
+        asked.append((name, options))
+        return VQModel(**settings)
+
+    monkeypatch.setattr(VQModel, "from_pretrained", from_pretrained)
+    name = EncodeConfig("images", "out").tokenizer
+    tokenizer = load_tokenizer(name)
+    assert asked == [("CompVis/ldm-super-resolution-4x-openimages", {"subfolder": "vqvae"})]
+    assert (tokenizer.grid, tokenizer.tokens_per_image, tokenizer.codebook_size) == (32, 1024, 8192)
+    shapes = {key: tuple(value.shape) for key, value in tokenizer.vq.state_dict().items()}
+    small = {key: torch.zeros(()).expand(shape) for key, shape in ldm_shapes().items()}
+    assert shapes == {key: tuple(value.shape) for key, value in from_ldm_state(small).state_dict().items()}
+    if TUTORIAL.is_file():  # part of the repository, not of the distribution
+        assert set(re.findall(r"ldm:CompVis/[\w-]+", TUTORIAL.read_text(encoding="utf-8"))) == {name}
 
 
 def test_the_arithmetic_is_the_authors():

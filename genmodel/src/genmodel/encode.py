@@ -35,6 +35,8 @@ class EncodeConfig:
     """Folder to write the shards into; an unfinished one goes on where it stopped."""
     encoder: str = "open_clip:ViT-B-32/laion2b_s34b_b79k"
     """open_clip:MODEL/TAG, open_clip:MODEL/FILE, hf-hub:OWNER/NAME, or a folder with open_clip_config.json."""
+    # A super-resolution model for its first stage alone, which is VQ-f4: the authors' settings of that model say so
+    # (latent-diffusion, models/ldm/bsr_sr/config.yaml), and the repository's vqvae/config.json has the shape of VQ_F4.
     tokenizer: str = "ldm:CompVis/ldm-super-resolution-4x-openimages"
     """A folder of `genmodel tokenizer train`, or ldm:PATH for the Latent Diffusion VQ-f4 autoencoder."""
     batch_size: int = 64

@@ -19,7 +19,7 @@ from genmodel.tokenizers.base import Tokenizer
 
 DEFAULT_IMAGE_SIZE = 128
 VQ_F4 = {"block_out_channels": (128, 256, 512), "layers_per_block": 2, "latent_channels": 3, "num_vq_embeddings": 8192}
-"""Shape of the VQ-f4 autoencoder: 55.3 million parameters."""
+"""Shape of the VQ-f4 autoencoder: 55.3 million parameters, images to a quarter per side."""
 CHUNK = 4096
 """Vectors that are compared with the codebook at once: 128 MiB of distances for 8,192 codes."""
 
