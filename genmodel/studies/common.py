@@ -85,13 +85,15 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def provenance(seeds: Sequence[int], threads: int) -> dict[str, Any]:
-    """Commit, command, versions and machine, for a report."""
+def provenance(threads: int) -> dict[str, Any]:
+    """Commit, command, versions and machine of the stage that asks, for a report.
+
+    A study may be made by several commands, of which this names one; what the others added, the stages themselves say.
+    """
     return {
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "command": " ".join(["python", "-m", _module(), *map(_portable, sys.argv[1:])]),
-        "seeds": list(seeds),
         "threads": threads,
         "python": platform.python_version(),
         "machine": _cpu_name(),

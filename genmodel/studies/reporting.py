@@ -30,6 +30,23 @@ def finished(cells: Sequence[Cell]) -> list[str]:
     return [arm.name for arm in ARMS if arm.name in there]
 
 
+def seeds_of(records: Records) -> dict[str, list[int]]:
+    """Seeds of each arm's finished stages, ascending, by the arm's name, in the order of the table."""
+    found = [record["result"] for name, record in records.items() if name.startswith("arm-")]
+    seeds = {arm.name: sorted({result["seed"] for result in found if result["arm"] == arm.name}) for arm in ARMS}
+    return {name: of_arm for name, of_arm in seeds.items() if of_arm}
+
+
+def all_seeds(records: Records) -> list[int]:
+    """Seeds of any arm's finished stages, ascending."""
+    return sorted(set().union(*seeds_of(records).values()))
+
+
+def is_lowest_seed(records: Records, arm: str, seed: int) -> bool:
+    """Whether no lower seed of the arm is finished: pictures in a report are of the lowest."""
+    return seed <= min(seeds_of(records).get(arm, [seed]))
+
+
 def pooled(cells: Sequence[Cell], key: str, **where: Any) -> tuple[float, int]:
     """Sum of `key` and of n over the cells that match, seeds together."""
     chosen = [cell for cell in cells if all(cell.get(name) == value for name, value in where.items())]
@@ -168,29 +185,44 @@ def bullets(points: Sequence[str]) -> str:
     )
 
 
-def provenance_points(records: Records, command: str | None = None) -> list[str]:
-    """Commit, command (the one that began the run, unless given), seeds, versions and machine."""
+def provenance_points(records: Records, study: str) -> list[str]:
+    """Commands, commit, seeds, versions and machine of the study "scenes" or "clipart".
+
+    The seeds are those of the stages that are there: the flags of any one command need not name them all.
+    """
     made = records["prompts"]["result"]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    seeds = sorted({record["result"]["seed"] for name, record in records.items() if name.startswith("arm-")})
-    begun = f"`{made['command']}`, in the folder `genmodel`" if command is None else f"`{command}`"
+    seeds = all_seeds(records)
+    fewer = [f"{arm}: {_listed(of_arm)}" for arm, of_arm in seeds_of(records).items() if of_arm != seeds]
+    apart = f" (but {'; '.join(fewer)})" if fewer else ""
+    flags = f"--seeds {' '.join(map(str, seeds))}"
     return [
-        f"command: {begun}; it goes on where it stopped",
-        f"begun at commit {made['commit']}" + (" with uncommitted changes" if made["changes"] else ""),
-        f"seeds of the generators' trainings: {', '.join(map(str, seeds))}; of all else 0",
+        f'command: `make study-{study} STUDY_FLAGS="{flags}"`; it goes on where it stopped',
+        f"begun by `{made['command']}` at commit {made['commit']}"
+        + (" with uncommitted changes" if made["changes"] else ""),
+        f"seeds of the generators' trainings: {_listed(seeds)}{apart}; of all else 0",
         f"{made['machine']}, {made['threads']} thread; Python {made['python']}, {versions}",
     ]
 
 
 def write_figures(path: Path, records: Records, settings: Mapping[str, Any]) -> None:
-    """Everything the tables were made from, as JSON."""
-    write_json(path, {"settings": settings, "stages": dict(records)})
+    """Everything the tables were made from, as JSON: the stages, the seeds they combine, and the settings.
+
+    The settings are those of the last command, so its seeds, which may be some of several, are left out.
+    """
+    kept = {name: value for name, value in settings.items() if name != "seeds"}
+    combined = {"seeds": all_seeds(records), "arms": seeds_of(records)}
+    write_json(path, {"combined": combined, "settings": kept, "stages": dict(records)})
 
 
 def findings(folder: Path) -> str:
     """What the figures mean, written by hand into `findings.md` after reading them; empty where there is none yet."""
     path = folder / "findings.md"
     return path.read_text().strip() + "\n\n" if path.is_file() else ""
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _stage_order(name: str) -> tuple[int, str]:

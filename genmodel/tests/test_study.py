@@ -1,6 +1,7 @@
 """The studies' stages, arms and reports, with stand-ins for what takes long."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +137,52 @@ def test_tables_pool_the_seeds():
     assert table.splitlines()[2:] == ["| slerp caps | 25.0 [11-47] (20-30) |", "| *ceiling* | 90 |"]
     one = reporting.rate_table(cells[:1], "in_cap", "text", 1.0, [0.1], {})
     assert one.splitlines()[2:] == ["| slerp caps | 20.0 [6-51] |"]
+
+
+def _records(seeds):
+    """Stages of a study whose arms have these seeds; the first command named one of them."""
+    made = {"command": "python -m studies.scenes --seeds 0", "commit": "abc", "changes": False, "threads": 1}
+    made |= {"python": "3", "machine": "m", "versions": {}}
+    records = {"prompts": {"result": made}}
+    for arm, of_arm in seeds.items():
+        for seed in of_arm:
+            records[f"arm-{arm}-{seed}"] = {"result": {"arm": arm, "seed": seed, "cells": []}}
+    return records
+
+
+def test_a_report_names_the_seeds_that_are_there(tmp_path):
+    arms_seeds = {"own embedding": [0, 1, 10], "gap shift": [0, 1, 10]}
+    records = _records(arms_seeds)
+    reporting.write_figures(tmp_path / "figures.json", records, {"seeds": [1], "images": 5})
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["combined"] == {"seeds": [0, 1, 10], "arms": arms_seeds}
+    assert figures["settings"] == {"images": 5}
+    command, begun, seeds, *_ = reporting.provenance_points(records, "scenes")
+    assert command.startswith('command: `make study-scenes STUDY_FLAGS="--seeds 0 1 10"`')
+    assert begun == "begun by `python -m studies.scenes --seeds 0` at commit abc"
+    assert seeds == "seeds of the generators' trainings: 0, 1, 10; of all else 0"
+    uneven = _records({"own embedding": [0, 1], "gap shift": [1]})
+    assert "trainings: 0, 1 (but gap shift: 1); of" in reporting.provenance_points(uneven, "scenes")[2]
+    assert "seeds" not in common.provenance(1)
+
+
+def test_pictures_are_of_the_lowest_seed():
+    records = _records({"own embedding": [1, 2]})
+    lowest = [reporting.is_lowest_seed(records, "own embedding", seed) for seed in (0, 1, 2, 3)]
+    assert lowest == [True, True, False, False]
+    assert reporting.is_lowest_seed(records, "gap shift", 7)
+
+
+@pytest.mark.parametrize("study", ["scenes", "clipart"])
+def test_committed_reports_say_what_they_combine(study):
+    folder = Path(reporting.__file__).parent / study / "report"
+    figures = json.loads((folder / "figures.json").read_text())
+    stages = figures["stages"]
+    assert figures["combined"] == {"seeds": reporting.all_seeds(stages), "arms": reporting.seeds_of(stages)}
+    assert "seeds" not in figures["settings"]
+    text = " ".join((folder / "README.md").read_text().split())
+    for point in reporting.provenance_points(stages, study):
+        assert point in text
 
 
 def test_a_study_goes_on_arm_by_arm(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def _setup(records: Records, config: ClipartConfig) -> str:
     size = f"{generators[0]['parameters'] / 1e6:.1f}M parameters, " if generators else ""
     shares = ", ".join(f"{100 * recall[k] / recall['n']:.0f}% at {k}" for k in ("1", "5", "10"))
     points = [
-        *provenance_points(records),
+        *provenance_points(records, "clipart"),
         f"""{rows["encoder"]:,} pictures with captions for the given encoder, {rows["generator"]:,} without for
         tokenizer and
         generators, {rows["test"]} for tests; `tools/make_clipart.py` makes the table""",

@@ -38,7 +38,7 @@ from ..arms import (
     train_line,
 )
 from ..common import Stages, provenance, say, set_threads
-from ..reporting import save_small
+from ..reporting import is_lowest_seed, save_small
 from .data import IMAGE_SIZE, PROMPTS, Clipart, assert_in_no_caption, load, pictures, write_pictures
 from .encoder import embed_texts, train_encoder
 
@@ -150,7 +150,7 @@ def _prompts(study: Study) -> dict[str, Any]:
     data = study.data
     assert_in_no_caption(PROMPTS, data)
     return {
-        **provenance(study.config.seeds, study.config.threads),
+        **provenance(study.config.threads),
         "prompts": list(PROMPTS),
         "rows": {"encoder": len(data.encoder), "generator": len(data.generator), "test": len(data.test)},
     }
@@ -260,10 +260,15 @@ def _arm(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
     )
     stage = load_second_stage(study.out / SECOND_STAGE) if arm.way == "two-stage" else None
     groups = study.groups(sampler.encoder)
+    first = is_lowest_seed(study.stages.records(), arm.name, seed)
 
     def keep(group: Group, mass: float, guidance: float, result: SampleResult) -> None:
-        first, last = seed == config.seeds[0], guidance == config.guidances[-1]
-        if first and last and group.name == "text" and (arm.way == "own" or mass == config.masses[0]):
+        if (
+            first
+            and guidance == config.guidances[-1]
+            and group.name == "text"
+            and (arm.way == "own" or mass == config.masses[0])
+        ):
             save_grid(config.report / "grids" / f"{arm.key}.png", group, result)
 
     cells = run_arm(

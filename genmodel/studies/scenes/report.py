@@ -9,6 +9,7 @@ from ..common import percent
 from ..reporting import (
     Cell,
     Records,
+    all_seeds,
     arm_cells,
     bullets,
     cost_table,
@@ -20,6 +21,7 @@ from ..reporting import (
     rate_table,
     seed_range,
     seed_shares,
+    seeds_of,
     write_figures,
 )
 from .captions import NAMES
@@ -71,8 +73,8 @@ def write_report(records: Records, config: ScenesConfig) -> None:
         parts.append(rate_table(cells, "in_cap", group, config.guidances[-1], config.masses, extra) + "\n")
     held = config.masses[1], config.masses[min(2, len(config.masses) - 1)]
     parts.append(
-        f"## Grids\n\nSeed {config.seeds[0]}, guidance {config.guidances[-1]:g}; caps hold {held[0]:g} of the images "
-        f"for full prompts, {held[1]:g} for pairs.\n"
+        f"## Grids\n\nSeed {_first_seeds(records)}, guidance {config.guidances[-1]:g}; caps hold {held[0]:g} of the "
+        f"images for full prompts, {held[1]:g} for pairs.\n"
     )
     for path in sorted((config.report / "grids").glob("*.png")):
         parts.append(f"- [{path.stem}](grids/{path.name})")
@@ -90,9 +92,9 @@ def _setup(records: Records, config: ScenesConfig) -> str:
     size = f"{generators[0]['parameters'] / 1e6:.2f}M parameters, " if generators else ""
     shares = zip(NAMES, again["by_attribute"], strict=True)
     by_attribute = ", ".join(f"{name} {100 * value / again['n']:.1f}%" for name, value in shares)
-    seeds = ", ".join(f"{arm} {_seeds(records, arm)}" for arm in finished(arm_cells(records)))
+    seeds = ", ".join(f"{arm} {len(of_arm)}" for arm, of_arm in seeds_of(records).items())
     points = [
-        *provenance_points(records, _command(config)),
+        *provenance_points(records, "scenes"),
         f"""scenes: one shape of 4, 6 colors, 2 sizes, 5 places = 240 combinations on 32x32 pixels, with jitter
         of gray level,
         hue, place, size and angle that no caption names; {config.images:,} in each half""",
@@ -115,7 +117,7 @@ def _setup(records: Records, config: ScenesConfig) -> str:
         An arm of own embeddings takes no bound, so one set of samples fills its line""",
         f"intervals in brackets: 95% Wilson over samples, the seeds together (trainings: {seeds})",
     ]
-    if len(config.seeds) > 1:
+    if len(all_seeds(records)) > 1:
         points.append(
             """a share is the mean over the seeds; in parentheses the least and the greatest of them. A seed is one
             training of the generator and its own draws and samples; prompts, encoder, tokenizer and second stage are
@@ -124,13 +126,9 @@ def _setup(records: Records, config: ScenesConfig) -> str:
     return f"## What was done\n\n{bullets(points)}\n"
 
 
-def _command(config: ScenesConfig) -> str:
-    """What makes this report, from the top of the checkout."""
-    return f'make study-scenes STUDY_FLAGS="--seeds {" ".join(map(str, config.seeds))}"'
-
-
-def _seeds(records: Records, arm: str) -> int:
-    return sum(1 for name, record in records.items() if name.startswith("arm-") and record["result"]["arm"] == arm)
+def _first_seeds(records: Records) -> str:
+    """The lowest seed of the arms, which their grids are of; all of them where arms differ."""
+    return " or ".join(map(str, sorted({of_arm[0] for of_arm in seeds_of(records).values()})))
 
 
 def _references(records: Records, config: ScenesConfig, group: str) -> dict[str, list[str]]:

@@ -42,7 +42,7 @@ from ..arms import (
     train_line,
 )
 from ..common import Stages, provenance, say, set_threads
-from ..reporting import save_small
+from ..reporting import is_lowest_seed, save_small
 from .captions import CAPTION_WORDINGS, assert_in_no_caption, describe, full_prompts, pair_prompts, split_combinations
 from .encoder import retrieval, train_encoder
 from .read import UNREADABLE, obeys, read
@@ -188,7 +188,7 @@ def _prompts(study: Study) -> dict[str, Any]:
     assert_in_no_caption(study.full, used)
     assert_in_no_caption(study.pair, used)
     return {
-        **provenance(study.config.seeds, study.config.threads),
+        **provenance(study.config.threads),
         "captions": len(used),
         "held_out_combinations": len(study.held),
         "full": list(study.full.texts),
@@ -332,11 +332,11 @@ def _arm(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
     )
     stage = load_second_stage(study.out / SECOND_STAGE) if arm.way == "two-stage" else None
     groups = study.groups(sampler.encoder)
+    first = is_lowest_seed(study.stages.records(), arm.name, seed)
 
     def keep(group: Group, mass: float, guidance: float, result: SampleResult) -> None:
         shown = {"full": config.masses[1], "pair": config.masses[min(2, len(config.masses) - 1)]}.get(group.name)
-        first, last = seed == config.seeds[0], guidance == config.guidances[-1]
-        if first and last and shown is not None and (arm.way == "own" or mass == shown):
+        if first and guidance == config.guidances[-1] and shown is not None and (arm.way == "own" or mass == shown):
             save_grid(config.report / "grids" / f"{group.name}-{arm.key}.png", group, result)
 
     cells = run_arm(
