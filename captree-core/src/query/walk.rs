@@ -31,11 +31,11 @@ const BLOCK: usize = 512;
 /// Caps that are encoded at a time: bounds the memory for their codes.
 pub(crate) const BATCH: usize = 4 * BLOCK;
 
-/// A subtree of fewer rows than this is one task.
-const TASK_ROWS: usize = 16 * 1024;
+/// A subtree of fewer rows than this is one task: less than a few groups of tiles would not pay for the task.
+const TASK_ROWS: usize = 32 * 1024;
 
-/// Most tasks, about, that one block of caps is cut into.
-const MAX_TASKS: usize = 64;
+/// Larger trees have larger tasks: of about this share of all rows.
+const TASK_SHARE: usize = 16;
 
 /// Caps that go through the levels of a tile together: what they hand on stays in the first-level cache.
 const CHUNK: usize = 64;
@@ -177,7 +177,7 @@ impl<'a> Walk<'a> {
 
 /// Roots of the subtrees that make a task each, in tree order.
 fn subtrees(tree: &Tree) -> Vec<usize> {
-    let most = TASK_ROWS.max(tree.len() / MAX_TASKS);
+    let most = TASK_ROWS.max(tree.len() / TASK_SHARE);
     let mut found = Vec::new();
     let mut stack = vec![0];
     while let Some(i) = stack.pop() {

@@ -3,9 +3,8 @@
 use std::ops::Range;
 
 use super::encode::{Sketch, Split, split};
-use super::levels::{
-    Bounds, FINE, FINER, GROUP, GROUP_TERMS, ROW_TERMS, field, fine_width, padded, third_bytes, wide_bytes,
-};
+use super::fold::unpair;
+use super::levels::{Bounds, FINE, FINER, GROUP, TERMS, field, fine_width, padded, third_bytes, wide_bytes};
 use super::{TILE, up};
 use crate::element::Element;
 use crate::error::Result;
@@ -27,10 +26,10 @@ impl Sketch {
         let (basis, bytes) = (&self.basis, padded(self.basis.widths.second));
         let span = |size: usize, at: usize| -> Range<usize> { at * size..(at + 1) * size };
         let (codes, terms) =
-            (self.row_codes.slice(span(TILE * bytes, tile))?, self.row_terms.slice(span(ROW_TERMS, tile))?);
+            (self.row_codes.slice(span(TILE * bytes, tile))?, self.row_terms.slice(span(TERMS, tile))?);
         let group = tile / TILE;
         let (tile_codes, tile_terms) =
-            (self.tile_codes.slice(span(TILE * bytes, group))?, self.tile_terms.slice(span(GROUP_TERMS, group))?);
+            (self.tile_codes.slice(span(TILE * bytes, group))?, self.tile_terms.slice(span(TERMS, group))?);
         let whole = Interleaved { codes: tile_codes, terms: tile_terms, number: tile % TILE };
         let mut wide = vec![0.0f32; basis.dim];
         for (r, (row, split)) in rows.iter().zip(split(basis, rows, |_| 1.0)).enumerate() {
@@ -94,6 +93,7 @@ impl Sketch {
             .or_else(|| at_most("rest lost", rest[0].sqrt(), bounds.rest_lost, error))
             .or_else(|| at_most("rest length", rest[1].sqrt(), bounds.rest_length, 0.0))
             .or_else(|| at_most("spread", (shift - own.term(field::SHIFT)).abs(), bounds.spread, 1e-9))
+            .or_else(|| self.folded_fault(own, split, shift))
             .or_else(|| self.residual_fault(own, split))
             .or_else(|| {
                 at_most("third residual", self.left(split, widths.third), own.term(field::THIRD_RESIDUAL) as f32, 0.0)
@@ -128,17 +128,16 @@ impl Sketch {
     }
 
     fn residual_fault(&self, own: &Interleaved<'_>, split: &Split) -> Option<String> {
-        let widths = self.basis.widths;
-        at_most("first residual", self.left(split, widths.first), own.term(field::FIRST_RESIDUAL) as f32, 0.0).or_else(
-            || {
-                at_most(
-                    "second residual",
-                    self.left(split, widths.second),
-                    own.term(field::SECOND_RESIDUAL) as f32,
-                    0.0,
-                )
-            },
-        )
+        let second = self.left(split, self.basis.widths.second);
+        at_most("second residual", second, own.term(field::SECOND_RESIDUAL) as f32, 0.0)
+    }
+
+    /// What the first level takes a row's shift and residual for.
+    fn folded_fault(&self, own: &Interleaved<'_>, split: &Split, shift: f64) -> Option<String> {
+        let (fold, integers) = (&self.fold, unpair(own.terms[field::FOLDED + own.number].to_bits()));
+        let left = self.left(split, self.basis.widths.first);
+        at_most("first residual", left, up(fold.residual(integers)), 0.0)
+            .or_else(|| at_most("folded shift", (shift - fold.shift(integers)).abs(), fold.shift_lost, 1e-9))
     }
 }
 

@@ -3,9 +3,8 @@
 use rayon::prelude::*;
 
 use super::basis::Basis;
-use super::levels::{
-    Bounds, FINE, FINER, GROUP, GROUP_TERMS, ROW_TERMS, Steps, field, fine_width, padded, third_bytes, wide_bytes,
-};
+use super::fold::Fold;
+use super::levels::{Bounds, FINE, FINER, GROUP, Steps, TERMS, field, fine_width, padded, third_bytes, wide_bytes};
 use super::{TILE, Widths, up};
 use crate::control::Control;
 use crate::distance::{Kernels, f32_error};
@@ -30,6 +29,7 @@ const CLIPPED: f64 = 1e-4;
 pub(crate) struct Sketch {
     pub basis: Basis,
     pub steps: Steps,
+    pub fold: Fold,
     /// At least the distance of any row from the mean.
     pub farthest: f64,
     /// Of tiles: codes of 64 tiles together, like those of the rows in a tile.
@@ -87,11 +87,11 @@ impl Sketch {
     ) -> Result<Self> {
         let (bytes, wide, tiles) = (padded(basis.widths.second), wide_bytes(basis.widths), n.div_ceil(TILE));
         let mut row_codes = vec![128u8; tiles * TILE * bytes];
-        let mut row_terms = vec![0.0f32; tiles * ROW_TERMS];
+        let mut row_terms = vec![0.0f32; tiles * TERMS];
         let mut wide_codes = vec![128u8; n * wide];
         let means: Vec<Own> = row_codes
             .par_chunks_mut(TASK * bytes)
-            .zip(row_terms.par_chunks_mut(TASK / TILE * ROW_TERMS))
+            .zip(row_terms.par_chunks_mut(TASK / TILE * TERMS))
             .zip(wide_codes.par_chunks_mut(TASK * wide))
             .enumerate()
             .map(|(task, ((row_codes, row_terms), wide_codes))| {
@@ -104,10 +104,11 @@ impl Sketch {
             .into_iter()
             .flatten()
             .collect();
+        let fold = Fold::rows(n, &mut row_terms);
         let groups = tiles.div_ceil(TILE);
         let mut tile_codes = vec![128u8; groups * TILE * bytes];
-        let mut tile_terms = vec![0.0f32; groups * GROUP_TERMS];
-        let parts = tile_codes.chunks_exact_mut(TILE * bytes).zip(tile_terms.chunks_exact_mut(GROUP_TERMS));
+        let mut tile_terms = vec![0.0f32; groups * TERMS];
+        let parts = tile_codes.chunks_exact_mut(TILE * bytes).zip(tile_terms.chunks_exact_mut(TERMS));
         for (means, (codes, terms)) in means.chunks(TILE).zip(parts) {
             interleave(&basis, steps, means, codes, terms);
             for (t, own) in means.iter().enumerate() {
@@ -118,6 +119,7 @@ impl Sketch {
         Ok(Sketch {
             basis,
             steps,
+            fold,
             farthest: means.iter().fold(0.0, |m, own| m.max(own.length)),
             tile_codes: Array::from_vec(tile_codes),
             tile_terms: Array::from_vec(tile_terms),
@@ -219,11 +221,14 @@ fn encode<E: Element>(basis: &Basis, steps: Steps, rows: &[&[E]], out: Part<'_>)
                 Own { z: split.z, shift: shift as f32, residuals, length, bounds, ..Own::default() }
             })
             .collect();
-        let terms = &mut out.row_terms[t * ROW_TERMS..(t + 1) * ROW_TERMS];
+        let terms = &mut out.row_terms[t * TERMS..(t + 1) * TERMS];
         interleave(basis, steps, &coded, &mut out.row_codes[t * bytes..(t + 1) * bytes], terms);
-        let third = &mut terms[field::THIRD_RESIDUAL..][..TILE];
-        third.fill(f32::MAX);
-        third.iter_mut().zip(&coded).for_each(|(term, own)| *term = own.residuals[2]);
+        terms[field::THIRD_RESIDUAL..][..TILE].fill(f32::MAX);
+        for (r, own) in coded.iter().enumerate() {
+            terms[field::THIRD_RESIDUAL + r] = own.residuals[2];
+            // Until all rows are known, and can be folded.
+            terms[field::FOLDED + r] = own.residuals[0];
+        }
         means.push(summary(&coded, basis.widths.second));
     }
     means
@@ -309,7 +314,7 @@ fn summary(rows: &[Own], width: usize) -> Own {
     let most = |of: fn(&Own) -> f32| rows.iter().map(of).fold(0.0, f32::max);
     Own {
         shift,
-        residuals: [most(|own| own.residuals[0]), most(|own| own.residuals[1]), 0.0],
+        residuals: [0.0, most(|own| own.residuals[1]), 0.0],
         length: rows.iter().fold(0.0, |m, own| m.max(own.length)),
         radius,
         reach: up(reach),
@@ -321,7 +326,6 @@ fn summary(rows: &[Own], width: usize) -> Own {
 /// Writes up to 64 rows as one tile. Missing rows are decided as nothing: no bound can hold for them, and nobody looks
 /// at their bits.
 fn interleave(basis: &Basis, steps: Steps, rows: &[Own], codes: &mut [u8], terms: &mut [f32]) {
-    terms[field::FIRST_RESIDUAL..field::FIRST_RESIDUAL + TILE].fill(f32::MAX);
     terms[field::SECOND_RESIDUAL..field::SECOND_RESIDUAL + TILE].fill(f32::MAX);
     let mut bounds = Bounds::default();
     let Widths { first, second, .. } = basis.widths;
@@ -351,7 +355,6 @@ fn interleave(basis: &Basis, steps: Steps, rows: &[Own], codes: &mut [u8], terms
             ..own.bounds
         });
         terms[field::SHIFT + r] = own.shift;
-        terms[field::FIRST_RESIDUAL + r] = own.residuals[0];
         terms[field::SECOND_RESIDUAL + r] = own.residuals[1];
     }
     bounds.write(terms);

@@ -20,36 +20,30 @@ pub(crate) const MAX_COLUMNS: usize = 4096;
 /// Bytes that the wider levels read at a time: a cache line.
 const LINE: usize = 64;
 
-/// Numbers that a tile of rows stores per row: see [`field`].
-const ROW_FIELDS: usize = 4;
-
-/// Numbers that a group of tiles stores per tile.
-const GROUP_FIELDS: usize = 5;
+/// Numbers that a tile of rows stores per row, and a group of tiles per tile: see [`field`].
+const FIELDS: usize = 4;
 
 /// Numbers that hold for a whole tile: [`Bounds`].
 const BOUNDS: usize = 16;
 
-/// Float32 numbers stored beside the codes of 64 rows.
-pub(crate) const ROW_TERMS: usize = ROW_FIELDS * TILE + BOUNDS;
-
-/// Float32 numbers stored beside the codes of 64 tiles.
-pub(crate) const GROUP_TERMS: usize = GROUP_FIELDS * TILE + BOUNDS;
+/// Numbers of 32 bits stored beside the codes of 64 rows or tiles.
+pub(crate) const TERMS: usize = FIELDS * TILE + BOUNDS;
 
 /// Where the numbers of 64 rows, or tiles, start.
 pub(crate) mod field {
     use super::TILE;
     /// `<mu, x - mu>`, or the middle of its range.
     pub const SHIFT: usize = 0;
-    /// At least what the first level's columns leave over.
-    pub const FIRST_RESIDUAL: usize = TILE;
+    /// Of rows: what the first level reads beside their codes, two integers ([`super::super::fold`]).
+    pub const FOLDED: usize = TILE;
+    /// Of tiles: at least the distance of any row's projection from the mean one.
+    pub const RADIUS: usize = TILE;
     /// At least what the second level's columns leave over.
     pub const SECOND_RESIDUAL: usize = 2 * TILE;
     /// Of rows: at least what the third level's columns leave over.
     pub const THIRD_RESIDUAL: usize = 3 * TILE;
-    /// Of tiles: at least the distance of any row's projection from the mean one.
-    pub const RADIUS: usize = 3 * TILE;
     /// Of tiles: at least the distance of any row's `shift` from the middle.
-    pub const REACH: usize = 4 * TILE;
+    pub const REACH: usize = 3 * TILE;
 }
 
 /// Columns that each level reads, all from the first one on; the last level reads all columns.
@@ -165,5 +159,5 @@ pub(crate) fn wide_bytes(widths: Widths) -> usize {
 
 /// Bytes per row of all sketches, at most, but for the tiles' small share: every column has one code, and padding is short.
 pub(crate) fn sketch_bytes(dim: usize) -> usize {
-    dim.min(MAX_COLUMNS) + GROUP + FINE + 2 * LINE + ROW_TERMS * size_of::<f32>() / TILE
+    dim.min(MAX_COLUMNS) + GROUP + FINE + 2 * LINE + TERMS * size_of::<f32>() / TILE
 }

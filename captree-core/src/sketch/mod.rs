@@ -27,7 +27,7 @@
 //! hold for real numbers. `W` is a whole basis (of at most 4096 columns), the leading columns in energy order from level to
 //! level. Four levels read more and more of them ([`levels`]; [`plan`] chooses how many):
 //!
-//! - *first*: a few leading columns, 8 bits; `|p| |t|` for the rest.
+//! - *first*: a few leading columns, 8 bits; `|p| |t|` for the rest; one question, in integers alone ([`fold`]).
 //! - *second*: more columns, 8 bits; `|p| |t|` for the rest. Rows that stay open get what the query's 8 bits lost on the
 //!   leading 64 columns, from the same row codes.
 //! - *third*: more columns again, 8 bits; `|p| |t|` for the rest.
@@ -40,6 +40,7 @@
 mod basis;
 mod check;
 mod encode;
+mod fold;
 mod kernel;
 mod levels;
 mod plan;
@@ -50,8 +51,9 @@ mod tests;
 
 pub(crate) use basis::Basis;
 pub(crate) use encode::Sketch;
+pub(crate) use fold::Fold;
 pub(crate) use kernel::{Decision, IntKernels};
-pub(crate) use levels::{GROUP_TERMS, ROW_TERMS, Steps, Widths, padded, sketch_bytes, wide_bytes};
+pub(crate) use levels::{Steps, TERMS, Widths, padded, sketch_bytes, wide_bytes};
 pub(crate) use query::{Queries, Settling};
 pub(crate) use terms::LONGEST;
 

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::rng::{Key, Purpose, Stream};
 
 /// Widths that are tried for each level.
-const FIRST: [usize; 4] = [16, 32, 48, 64];
+const FIRST: [usize; 5] = [16, 32, 48, 64, 96];
 const SECOND: [usize; 4] = [64, 96, 128, 192];
 const THIRD: [usize; 3] = [192, 256, 384];
 
@@ -36,20 +36,35 @@ const CAPS: usize = 128;
 /// Rows that the loops of the first two levels take together.
 const PART: usize = 16;
 
-/// Costs in 64-byte dot-product instructions per row, as measured: of a prefix level's test, of the query's refinement, of a
-/// wider level's test; and how many times as much some sixteen rows of a tile cost as in a tile where all are open, and a row
-/// alone as in such a tile.
-const PREFIX_TEST: f64 = 0.7;
+/// Costs in 64-byte dot-product instructions per row, as measured: of the first level's test, of the second one's, of the
+/// query's refinement, of a wider level's test, of what surrounds them; and how many times as much some sixteen rows of a
+/// tile cost as in a tile where all are open, and a row alone as in such a tile.
+const FIRST_TEST: f64 = 0.2;
+const SECOND_TEST: f64 = 0.7;
 const LEAD: f64 = 1.25;
-const APART: f64 = 1.6;
 const WIDE_TEST: f64 = 1.0;
+const WALK: f64 = 0.7;
+const APART: f64 = 5.0;
 const ALONE: f64 = 3.5;
+
+/// What codes lose makes errors larger than what the columns leave over, by about this.
+const CODED: f64 = 1.05;
+
+/// Caps of fewer of the sample's rows are too narrow for draws to hit by chance.
+const NARROW: usize = 4;
 
 /// Open rows from which a tile's rows are settled together.
 const DENSE_ROWS: usize = 8;
 
 /// What each level would have to look at, for one cap and one tile: rows that a prefix of each width leaves open.
-type Open = [u64; ENDS.len()];
+#[derive(Clone, Copy, Default)]
+struct Open {
+    /// At the first level, which asks one question.
+    first: [u64; ENDS.len()],
+    later: [u64; ENDS.len()],
+    /// Rows that lie inside, as far as the widest prefix tells.
+    inside: usize,
+}
 
 /// The cheapest widths for `n` rows of `dim` dims; `columns` are leading ones, in energy order, `dim` coordinates each.
 pub(super) fn choose<'a, E: Element>(
@@ -86,9 +101,18 @@ pub(super) fn choose<'a, E: Element>(
         let (Some(a), Some(b), Some(c)) = (place(first), place(second), place(third)) else { continue };
         if first < second && second < third {
             let widths = Widths { first, second, third, all: dim.min(MAX_COLUMNS) };
-            // The geometric mean over caps: narrow ones, which draws list, matter as much as wide ones, which cost more.
-            let of_cap = |tiles: &[Open]| tiles.iter().map(|o| cost(widths, [o[a], o[b], o[c]])).sum::<f64>().ln();
-            let cost = open.chunks_exact(TILES).map(of_cap).sum();
+            let of_cap =
+                |tiles: &[Open]| tiles.iter().map(|o| cost(widths, [o.first[a], o.later[b], o.later[c]])).sum::<f64>();
+            let (mut all, mut narrow) = (0.0, 0.0);
+            for tiles in open.chunks_exact(TILES) {
+                let cost = of_cap(tiles);
+                all += cost;
+                if tiles.iter().map(|o| o.inside).sum::<usize>() < NARROW {
+                    narrow += cost;
+                }
+            }
+            // Counting all caps, and listing the narrow ones for draws, matter alike.
+            let cost = f64::ln(all) + f64::ln(1.0 + narrow);
             if cost < best.0 {
                 best = (cost, widths);
             }
@@ -108,15 +132,16 @@ fn usual(n: usize, dim: usize) -> Widths {
 /// What settling a tile costs for one cap, given the rows that each of three levels leaves open.
 fn cost(widths: Widths, [first, second, third]: [u64; 3]) -> f64 {
     let reads = |width: usize| width as f64 / 64.0;
-    let parts = (0..TILE / PART).filter(|p| first >> (p * PART) & 0xffff != 0).count() as f64 / (TILE / PART) as f64;
+    let parts = (0..TILE / PART).filter(|p| first >> (p * PART) & 0xffff != 0).count();
+    let (share, times) = (parts as f64 / (TILE / PART) as f64, if parts * PART < TILE { APART } else { 1.0 });
     let wide = |open: u64, width: usize| {
         let (rows, each) = (open.count_ones() as usize, reads(width.next_multiple_of(64)) + WIDE_TEST);
         if rows < DENSE_ROWS { rows as f64 / TILE as f64 * ALONE * each } else { each }
     };
-    let lead = if second == 0 { 0.0 } else { LEAD * parts };
-    reads(widths.first)
-        + PREFIX_TEST
-        + parts * APART * (reads(widths.second) + PREFIX_TEST)
+    let lead = if second == 0 { 0.0 } else { LEAD * share };
+    WALK + reads(widths.first)
+        + FIRST_TEST
+        + share * times * (reads(widths.second) + SECOND_TEST)
         + lead
         + wide(second, widths.third - widths.second)
         + wide(third, FINE + widths.all - widths.third)
@@ -167,16 +192,22 @@ fn opens(
     let own = Prefixes::new(center, mean, along, columns, ends);
     let each = tiles.chunks_exact(TILE).zip(rows.chunks_exact(TILE));
     each.map(|(tile, rows)| {
-        let mut open: Open = [0; ENDS.len()];
+        let mut open = Open::default();
+        let least = 1.0 - bound;
         for (r, (x, row)) in tile.iter().zip(rows).enumerate() {
             let shift = dot(x, mean) - square;
-            let mut value = along * square + along * shift - (1.0 - bound);
+            let mut value = along * square + along * shift - least;
             let mut from = 0;
             for (e, end) in ends.iter().enumerate() {
                 value += dot(&own.z[from..*end], &row.z[from..*end]);
                 from = *end;
-                open[e] |= u64::from(value.abs() <= f64::from(own.residuals[e] * row.residuals[e])) << r;
+                let error = CODED * f64::from(own.residuals[e] * row.residuals[e]);
+                // The answer that a row near the mean suggests.
+                let suggested = if along * square < least { value } else { -value };
+                open.first[e] |= u64::from(suggested >= -error) << r;
+                open.later[e] |= u64::from(value.abs() <= error) << r;
             }
+            open.inside += usize::from(value >= 0.0);
         }
         open
     })

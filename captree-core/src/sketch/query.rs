@@ -1,11 +1,13 @@
 //! The query side: codes and terms of a batch of caps, and the decisions of each level.
 
 use super::encode::{Sketch, split};
+use super::fold::Aim;
 use super::kernel::{
-    Asking, Decision, Dense, IntKernels, LeadTerms, Prefix, PrefixTerms, QUARTER, Rows, WideTerms, WideTest, ask,
+    Asking, Decision, Dense, First, FirstTerms, IntKernels, LeadTerms, Prefix, PrefixTerms, QUARTER, Rows, WideTerms,
+    WideTest, ask,
 };
-use super::levels::{Bounds, GROUP_TERMS, ROW_TERMS, field, fine_width, padded, third_bytes, wide_bytes};
-use super::terms::encode;
+use super::levels::{Bounds, TERMS, field, fine_width, padded, third_bytes, wide_bytes};
+use super::terms::{Codes, encode};
 use super::{TILE, Widths, up};
 use crate::ablation::{OPEN, Part, Parts, Tally};
 use crate::caps::Caps;
@@ -26,7 +28,8 @@ pub(crate) struct Queries<'a> {
     slack: Vec<f64>,
     /// Codes of the first level, [`padded`] bytes each, and of the second; then what these lose on the leading columns.
     first_codes: Vec<i8>,
-    first_terms: Vec<PrefixTerms>,
+    first_terms: Vec<FirstTerms>,
+    aims: Vec<Aim>,
     second_codes: Vec<i8>,
     second_terms: Vec<PrefixTerms>,
     lead_codes: Vec<i8>,
@@ -42,6 +45,8 @@ pub(crate) struct Queries<'a> {
 /// Buffers of [`Queries::settle`].
 #[derive(Default)]
 pub(crate) struct Settling {
+    /// Per query, the rows that the first level leaves open.
+    first: Vec<u64>,
     decisions: Vec<Decision>,
     /// Queries with open rows: their places among the active ones, and their numbers.
     places: Vec<usize>,
@@ -97,8 +102,9 @@ impl<'a> Queries<'a> {
             sketch,
             kernels,
             slack: Vec::with_capacity(active.len()),
-            first_codes: Vec::with_capacity(active.len() * first),
+            first_codes: vec![0; active.len() * first],
             first_terms: Vec::with_capacity(active.len()),
+            aims: Vec::with_capacity(active.len()),
             second_codes: vec![0; active.len() * second],
             second_terms: Vec::with_capacity(active.len()),
             lead_codes: vec![0; active.len() * lead],
@@ -123,18 +129,16 @@ impl<'a> Queries<'a> {
                     .collect();
             for ((cap, split), along) in caps_of_tile.iter().zip(split(basis, &centers, |i| along[i])).zip(&along) {
                 let i = queries.slack.len();
-                let own = &mut queries.second_codes[i * second..(i + 1) * second];
-                let terms = encode(
-                    sketch,
-                    &split,
-                    *along,
-                    own,
-                    &mut queries.lead_codes[i * lead..(i + 1) * lead],
-                    &mut queries.wide_codes[i * wide..(i + 1) * wide],
-                );
-                queries.first_codes.extend_from_slice(&own[..first]);
+                let codes = Codes {
+                    first: &mut queries.first_codes[i * first..(i + 1) * first],
+                    second: &mut queries.second_codes[i * second..(i + 1) * second],
+                    lead: &mut queries.lead_codes[i * lead..(i + 1) * lead],
+                    wide: &mut queries.wide_codes[i * wide..(i + 1) * wide],
+                };
+                let terms = encode(sketch, &split, *along, codes);
                 queries.slack.push(terms.slack);
-                queries.first_terms.push(terms.first);
+                queries.first_terms.push(terms.first.0);
+                queries.aims.push(terms.first.1);
                 queries.second_terms.push(terms.second);
                 queries.lead_terms.push(terms.lead);
                 queries.wide_terms.push(terms.wide);
@@ -148,9 +152,9 @@ impl<'a> Queries<'a> {
     pub fn set_threshold(&mut self, i: usize, threshold: f64) {
         let inside = up(threshold + self.slack[i]);
         let outside = -up(self.slack[i] - threshold);
-        for terms in [&mut self.first_terms[i], &mut self.second_terms[i]] {
-            (terms.inside, terms.outside) = (inside, outside);
-        }
+        let first = padded(self.sketch.basis.widths.first);
+        self.aims[i].set(threshold, &mut self.first_terms[i], &mut self.first_codes[i * first..(i + 1) * first]);
+        (self.second_terms[i].inside, self.second_terms[i].outside) = (inside, outside);
         (self.wide_terms[i].inside, self.wide_terms[i].outside) = (inside, outside);
     }
 
@@ -167,48 +171,52 @@ impl<'a> Queries<'a> {
             out.fill(OPEN);
             return Ok(());
         }
-        let prefix = self.prefix(&self.sketch.tile_codes, &self.sketch.tile_terms, group, GROUP_TERMS)?;
+        let prefix = self.prefix(&self.sketch.tile_codes, &self.sketch.tile_terms, group)?;
         self.kernels.group(&prefix, queries, out);
         Ok(())
     }
 
     /// The second level of 64 rows or tiles.
-    fn prefix<'b>(
-        &'b self,
-        codes: &'b Array<u8>,
-        terms: &'b Array<f32>,
-        tile: usize,
-        numbers: usize,
-    ) -> Result<Prefix<'b>> {
+    fn prefix<'b>(&'b self, codes: &'b Array<u8>, terms: &'b Array<f32>, tile: usize) -> Result<Prefix<'b>> {
         let widths = self.sketch.basis.widths;
         let size = TILE * padded(widths.second);
         Ok(Prefix {
             codes: codes.slice(tile * size..(tile + 1) * size)?,
-            terms: terms.slice(tile * numbers..(tile + 1) * numbers)?,
+            terms: terms.slice(tile * TERMS..(tile + 1) * TERMS)?,
             first: padded(widths.first),
             bytes: padded(widths.second),
             lead: padded(fine_width(widths.second)),
             query_codes: &self.second_codes,
-            stride: padded(widths.second),
             query_terms: &self.second_terms,
             lead_codes: &self.lead_codes,
             lead_terms: &self.lead_terms,
         })
     }
 
-    /// The first level of a tile, given its second one.
-    fn first<'b>(&'b self, prefix: &Prefix<'b>) -> Prefix<'b> {
-        let (query_codes, query_terms) = (&self.first_codes, &self.first_terms);
-        Prefix { query_codes, stride: prefix.first, query_terms, ..*prefix }
+    /// The rows that the first level leaves open, given a tile's second one.
+    fn first(&self, prefix: &Prefix<'_>, queries: &[u32], open: &mut [u64]) {
+        let first = First {
+            codes: &prefix.codes[..TILE * prefix.first],
+            bytes: prefix.first,
+            folded: &prefix.terms[field::FOLDED..][..TILE],
+            bounds: Bounds::of(prefix.terms),
+            query_codes: &self.first_codes,
+            query_terms: &self.first_terms,
+        };
+        self.kernels.first(&first, queries, open);
     }
 
     /// What the first and the second level say of a tile's rows, each on its own.
     #[cfg(test)]
     pub fn prefix_levels(&self, tile: usize, queries: &[u32]) -> Result<[Vec<Decision>; 2]> {
-        let prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile, ROW_TERMS)?;
+        let prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile)?;
         let mut out = [vec![Decision::default(); queries.len()], vec![Decision::default(); queries.len()]];
-        self.kernels.first(&self.first(&prefix), queries, &mut out[0]);
-        let masks = vec![u64::MAX; queries.len()];
+        let mut masks = vec![0; queries.len()];
+        self.first(&prefix, queries, &mut masks);
+        for ((own, open), query) in out[0].iter_mut().zip(&masks).zip(queries) {
+            *own = Decision { inside: !open & self.first_terms[*query as usize].inside, unsure: *open };
+        }
+        masks.fill(u64::MAX);
         let mut values = vec![[0.0; TILE]; queries.len()];
         self.kernels.second(&prefix, queries, &masks, &mut out[1], &mut values, &mut Asking::default());
         Ok(out)
@@ -224,22 +232,22 @@ impl<'a> Queries<'a> {
         with: &mut Settling,
         out: &mut [Decision],
     ) -> Result<()> {
-        let mut prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile, ROW_TERMS)?;
+        let mut prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile)?;
+        with.first.clear();
+        with.first.resize(active.len(), u64::MAX);
         if self.parts.has(Part::First) {
-            self.kernels.first(&self.first(&prefix), active, out);
-        } else {
-            out.fill(OPEN);
+            self.first(&prefix, active, &mut with.first);
         }
         with.places.clear();
         with.open.clear();
         with.masks.clear();
-        for (n, (query, own)) in active.iter().zip(&mut *out).enumerate() {
-            own.inside &= valid;
-            own.unsure &= valid;
-            if own.unsure != 0 {
+        for (n, ((query, first), own)) in active.iter().zip(&with.first).zip(&mut *out).enumerate() {
+            let open = first & valid;
+            *own = Decision { inside: self.first_terms[*query as usize].inside & valid & !open, unsure: open };
+            if open != 0 {
                 with.places.push(n);
                 with.open.push(*query);
-                with.masks.push(own.unsure);
+                with.masks.push(open);
             }
         }
         with.tally(Part::First, out);

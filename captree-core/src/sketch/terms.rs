@@ -1,7 +1,8 @@
 //! The codes of one query, and what the levels need to know beside them.
 
 use super::encode::{Sketch, Split, inverse, nearest};
-use super::kernel::{LeadTerms, PrefixTerms, WideTerms};
+use super::fold::{self, Aim};
+use super::kernel::{FirstTerms, LeadTerms, PrefixTerms, WideTerms};
 use super::levels::{Bounds, FINE, FINER, fine_width, third_bytes};
 use super::{Widths, up};
 use crate::vectors::NORM_SLACK;
@@ -18,16 +19,16 @@ pub(crate) const LONGEST: f64 = 2.2;
 const MAX_SHIFT: u32 = 8;
 
 /// Rounded up, with room for the rounding of the sum of squares.
-fn norm<'a>(values: impl IntoIterator<Item = &'a f64>) -> f32 {
+pub(super) fn norm<'a>(values: impl IntoIterator<Item = &'a f64>) -> f32 {
     up(values.into_iter().map(|x| x * x).sum::<f64>().sqrt() * (1.0 + NORM_SLACK))
 }
 
-fn largest<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
+pub(super) fn largest<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
     values.into_iter().fold(0.0, |m, x| m.max(x.abs()))
 }
 
 /// Codes `values` with one step; returns what that loses and the sum of the codes.
-fn code(values: &[f64], step: f64, codes: &mut [i8]) -> (Vec<f64>, i32) {
+pub(super) fn code(values: &[f64], step: f64, codes: &mut [i8]) -> (Vec<f64>, i32) {
     let (per_step, mut sum) = (inverse(step), 0);
     let lost = values.iter().zip(codes).map(|(x, code)| {
         let i = nearest(x * per_step).clamp(-127.0, 127.0);
@@ -41,10 +42,18 @@ fn code(values: &[f64], step: f64, codes: &mut [i8]) -> (Vec<f64>, i32) {
 /// The terms of a query, but for the threshold.
 pub(super) struct Terms {
     pub slack: f64,
-    pub first: PrefixTerms,
+    pub first: (FirstTerms, Aim),
     pub second: PrefixTerms,
     pub lead: LeadTerms,
     pub wide: WideTerms,
+}
+
+/// Where the codes of a query go.
+pub(super) struct Codes<'a> {
+    pub first: &'a mut [i8],
+    pub second: &'a mut [i8],
+    pub lead: &'a mut [i8],
+    pub wide: &'a mut [i8],
 }
 
 /// Codes of a query and its terms.
@@ -52,9 +61,7 @@ pub(super) fn encode(
     sketch: &Sketch,
     split: &Split,
     along: f64,
-    prefix: &mut [i8],
-    lead: &mut [i8],
-    wide: &mut [i8],
+    Codes { first: first_codes, second: prefix, lead, wide }: Codes<'_>,
 ) -> Terms {
     let (basis, steps) = (&sketch.basis, sketch.steps);
     let [first_step, second_step, third_step, rest_step] = steps.each().map(f64::from);
@@ -124,9 +131,10 @@ pub(super) fn encode(
         ..third_costs
     };
     let defect = basis.defect(f64::from(norm(&a)), sketch.farthest);
+    let slack = FLOAT_SLACK + defect + 2e-7 * (offset.abs() + along.abs() * LONGEST);
     Terms {
-        slack: FLOAT_SLACK + defect + 2e-7 * (offset.abs() + along.abs() * LONGEST),
-        first: PrefixTerms { scale: scale * power as f32, residual: residual(&split.z[..first]), ..at_second },
+        slack,
+        first: fold::encode(sketch, split, (along, residual(&split.z[..first]), slack), first_codes),
         second: at_second,
         lead: LeadTerms { scale: lead_scale, start: -128 * lead_sum },
         wide: WideTerms {

@@ -6,9 +6,9 @@ mod terms;
 use half::f16;
 use proptest::prelude::*;
 
-use super::kernel::{Decision, IntKernels, QUARTER, Rows, WideTest};
-use super::levels::Steps;
-use super::{Basis, Queries, Settling, Sketch, TILE, Widths};
+use super::kernel::{Decision, First, FirstTerms, IntKernels, QUARTER, Rows, WideTest};
+use super::levels::{Bounds, Steps};
+use super::{Basis, Queries, Settling, Sketch, TILE, Widths, fold};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::exact;
@@ -238,6 +238,45 @@ proptest! {
             for (r, (sum, value)) in sums.iter().zip(&values).enumerate() {
                 prop_assert!(mask >> r & 1 == 0 || *value == *sum as f32, "{}", kernels.name());
             }
+        }
+    }
+
+    #[test]
+    fn kernels_fold_alike(
+        codes in prop::collection::vec(any::<u8>(), TILE * 12), folded in prop::collection::vec(any::<[i16; 2]>(), TILE),
+        queries in prop::collection::vec((prop::collection::vec(-127i8..=127, 12), any::<[i16; 2]>(), 0usize..TILE), 1..10),
+    ) {
+        let sum = |r: usize, (own, [a, b], _): &(Vec<i8>, [i16; 2], usize)| {
+            let products = (0..12).map(|k| i32::from(codes[(k / 4 * TILE + r) * 4 + k % 4]) * i32::from(own[k]));
+            let pairs = i32::from(*a).wrapping_mul(i32::from(folded[r][0]));
+            products.sum::<i32>().wrapping_add(pairs).wrapping_add(i32::from(*b).wrapping_mul(i32::from(folded[r][1])))
+        };
+        let pairs: Vec<f32> = folded.iter().map(|p| f32::from_bits(fold::pair(*p))).collect();
+        // The threshold is a row's own sum, or what float32 makes of it.
+        let terms: Vec<FirstTerms> = queries
+            .iter()
+            .map(|q| {
+                let least = sum(q.2, q) as f32;
+                FirstTerms { start: 0, pair: fold::pair(q.1), least, lost: 0.0, length: 0.0, inside: 0 }
+            })
+            .collect();
+        let (bounds, numbers) = (Bounds::default(), (0..queries.len() as u32).collect::<Vec<_>>());
+        let first = First {
+            codes: &codes,
+            bytes: 12,
+            folded: &pairs,
+            bounds: &bounds,
+            query_codes: &queries.iter().flat_map(|q| q.0.clone()).collect::<Vec<_>>(),
+            query_terms: &terms,
+        };
+        let least = |q: usize| terms[q].least as i32;
+        let want: Vec<u64> = (0..queries.len())
+            .map(|q| (0..TILE).fold(0, |m, r| m | u64::from(sum(r, &queries[q]) >= least(q)) << r))
+            .collect();
+        for kernels in IntKernels::available() {
+            let mut open = vec![0; queries.len()];
+            kernels.first(&first, &numbers, &mut open);
+            prop_assert_eq!(&open, &want, "{}", kernels.name());
         }
     }
 

@@ -9,7 +9,7 @@ use crate::control::Control;
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
 use crate::sketch::{
-    Basis, GROUP_TERMS, LONGEST, MAX_PREFIX, MAX_STEP, ROW_TERMS, Sketch, Steps, TILE, Widths, padded, wide_bytes,
+    Basis, Fold, LONGEST, MAX_PREFIX, MAX_STEP, Sketch, Steps, TERMS, TILE, Widths, padded, wide_bytes,
 };
 use crate::store::{Array, Folder, FolderWriter};
 use crate::threads::Threads;
@@ -41,6 +41,8 @@ pub(super) struct Meta {
     columns: usize,
     #[serde(default)]
     steps: Steps,
+    #[serde(default)]
+    fold: Fold,
     #[serde(default)]
     farthest: f64,
     skew: f64,
@@ -77,6 +79,7 @@ impl Meta {
             third: basis.widths.third,
             columns: basis.widths.all,
             steps: sketch.steps,
+            fold: sketch.fold,
             farthest: sketch.farthest,
             skew: basis.skew,
             projection_error: basis.projection_error,
@@ -96,9 +99,9 @@ impl Meta {
         let (tiles, groups) = (self.rows.div_ceil(TILE), padded(self.prefix) / 4);
         SketchShapes {
             tile_codes: [tiles.div_ceil(TILE), groups, TILE, 4],
-            tile_terms: [tiles.div_ceil(TILE), GROUP_TERMS],
+            tile_terms: [tiles.div_ceil(TILE), TERMS],
             row_codes: [tiles, groups, TILE, 4],
-            row_terms: [tiles, ROW_TERMS],
+            row_terms: [tiles, TERMS],
             wide_codes: [self.rows, wide_bytes(self.widths())],
         }
     }
@@ -134,6 +137,9 @@ impl Meta {
         // Anything near these ends is no sketch that was ever made; the bounds' slack counts on it.
         if self.steps.each().iter().any(|s| !(0.0..MAX_STEP).contains(s)) {
             return Some(format!("expected code steps from 0 to {MAX_STEP}, found {:?}", self.steps));
+        }
+        if let Some(what) = self.fold.fault() {
+            return Some(what);
         }
         if !(0.0..LONGEST).contains(&self.farthest) {
             return Some(format!("expected rows less than {LONGEST} from their mean, found {}", self.farthest));
@@ -174,7 +180,7 @@ pub(super) fn write<E: Element>(
     }
     vectors.finish()?;
     let shapes = meta.sketch_shapes();
-    let Sketch { basis, steps: _, tile_codes, tile_terms, row_codes, row_terms, wide_codes, farthest: _ } =
+    let Sketch { basis, steps: _, fold: _, tile_codes, tile_terms, row_codes, row_terms, wide_codes, farthest: _ } =
         arrays.sketch;
     put(&mut writer, "rows", &[n], arrays.rows, control)?;
     put(&mut writer, "positions", &[n], arrays.positions, control)?;
@@ -227,6 +233,7 @@ fn read_sketch(folder: &Folder, meta: &Meta) -> Result<Sketch> {
     Ok(Sketch {
         basis,
         steps: meta.steps,
+        fold: meta.fold,
         farthest: meta.farthest,
         tile_codes: folder.array("tile_codes", &shapes.tile_codes)?,
         tile_terms: folder.array("tile_terms", &shapes.tile_terms)?,

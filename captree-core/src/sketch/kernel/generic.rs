@@ -1,6 +1,6 @@
 //! The tile loops, written once over [`Lanes`].
 
-use super::{Asking, Decision, Dense, LeadTerms, Prefix, PrefixTerms, Rows, Test, WideTest};
+use super::{Asking, Decision, Dense, First, LeadTerms, Prefix, PrefixTerms, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::Bounds;
 
@@ -12,8 +12,8 @@ const PARTS: usize = TILE / ROWS;
 /// Sixteen 32-bit sums, one per row.
 ///
 /// # Safety
-/// All methods need the CPU feature of the implementing instruction set; `load` needs 64 readable bytes, `test` 16
-/// readable numbers at each of the places it names and `values`, like `add_values`, 16 writable ones.
+/// All methods need the CPU feature of the implementing instruction set; `load` needs 64 readable bytes, `add_pairs` 16
+/// readable numbers, `test` 16 at each of the places it names and `values`, like `add_values`, 16 writable ones.
 pub(super) trait Lanes {
     type Sums: Copy;
     type Codes: Copy;
@@ -26,9 +26,13 @@ pub(super) trait Lanes {
     unsafe fn four(p: *const i8) -> Self::Four;
     /// Adds the products of unsigned rows and signed queries.
     unsafe fn add(sums: Self::Sums, rows: Self::Codes, query: Self::Four) -> Self::Sums;
+    /// Adds the products of sixteen rows' pairs of 16-bit numbers (as four bytes each) and a query's pair.
+    unsafe fn add_pairs(sums: Self::Sums, rows: *const f32, query: u32) -> Self::Sums;
+    /// Bits of the rows whose sum is at least this.
+    unsafe fn at_least(sums: Self::Sums, least: i32) -> u16;
     /// Multiplies by `2^shift` and adds.
     unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums;
-    /// Bits of rows surely inside, and of rows not surely outside, by the test of one level; `GROUP` with the radius and
+    /// Bits of rows surely inside, and of rows not surely outside, by the second level; `GROUP` with the radius and
     /// reach of tiles. Writes the values that were tested to `values`, unless that is null.
     unsafe fn test<const GROUP: bool>(sums: Self::Sums, terms: *const f32, test: &Test, values: *mut f32)
     -> (u16, u16);
@@ -39,25 +43,68 @@ pub(super) trait Lanes {
     unsafe fn add_values(sums: Self::Sums, scale: f32, values: *mut f32);
 }
 
-pub(super) const FIRST: u8 = 0;
-pub(super) const SECOND: u8 = 1;
-pub(super) const GROUP: u8 = 2;
-
-/// The first level of a tile, or that of a group of tiles, for all `queries`.
+/// The first level of a tile for all `queries`.
 ///
 /// # Safety
 /// As for [`Lanes`], and the lengths that [`super::IntKernels`] checks.
 #[inline(always)]
-pub(super) unsafe fn level<L: Lanes, const LEVEL: u8>(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+pub(super) unsafe fn first<L: Lanes>(first: &First<'_>, queries: &[u32], open: &mut [u64]) {
     let mut i = 0;
     // SAFETY: forwarded from the caller; `i` stays below the number of queries.
     unsafe {
         while i + 4 <= queries.len() {
-            block::<L, LEVEL, 4>(prefix, queries, i, out, &mut []);
+            first_block::<L, 4>(first, queries, i, open);
             i += 4;
         }
         while i < queries.len() {
-            block::<L, LEVEL, 1>(prefix, queries, i, out, &mut []);
+            first_block::<L, 1>(first, queries, i, open);
+            i += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As for [`first`]; there are queries `at..at + Q`.
+#[inline(always)]
+unsafe fn first_block<L: Lanes, const Q: usize>(first: &First<'_>, queries: &[u32], at: usize, open: &mut [u64]) {
+    // SAFETY: the tile and every query have `bytes` codes, every row a pair.
+    unsafe {
+        let mut terms = [first.query_terms.as_ptr(); Q];
+        let mut query = [first.query_codes.as_ptr(); Q];
+        let mut sums = [[L::start(0); PARTS]; Q];
+        for q in 0..Q {
+            let number = *queries.get_unchecked(at + q) as usize;
+            terms[q] = terms[q].add(number);
+            query[q] = query[q].add(number * first.bytes);
+            sums[q] = [L::start((*terms[q]).start); PARTS];
+        }
+        products::<L, Q>(first.codes.as_ptr(), (0, first.bytes), &query, &mut sums);
+        for q in 0..Q {
+            let terms = &*terms[q];
+            let (least, open) = (terms.least_open(first.bounds), open.get_unchecked_mut(at + q));
+            for p in 0..PARTS {
+                let sums = L::add_pairs(sums[q][p], first.folded.as_ptr().add(p * ROWS), terms.pair);
+                super::set(open, p, L::at_least(sums, least));
+            }
+        }
+    }
+}
+
+/// The second level of a group of tiles for all `queries`.
+///
+/// # Safety
+/// As for [`Lanes`], and the lengths that [`super::IntKernels`] checks.
+#[inline(always)]
+pub(super) unsafe fn group<L: Lanes>(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+    let mut i = 0;
+    // SAFETY: forwarded from the caller; `i` stays below the number of queries.
+    unsafe {
+        while i + 4 <= queries.len() {
+            block::<L, true, 4>(prefix, queries, i, out, &mut []);
+            i += 4;
+        }
+        while i < queries.len() {
+            block::<L, true, 1>(prefix, queries, i, out, &mut []);
             i += 1;
         }
     }
@@ -67,7 +114,7 @@ pub(super) unsafe fn level<L: Lanes, const LEVEL: u8>(prefix: &Prefix<'_>, queri
 /// codes lost, for those of which some row stays open. `values` has one entry per query, `asking` is a buffer.
 ///
 /// # Safety
-/// As for [`level`].
+/// As for [`group`].
 #[inline(always)]
 pub(super) unsafe fn second<L: Lanes>(
     prefix: &Prefix<'_>,
@@ -78,14 +125,13 @@ pub(super) unsafe fn second<L: Lanes>(
     asking: &mut Asking,
 ) {
     asking.iter_mut().for_each(Vec::clear);
-    let bounds = Bounds::of(prefix.terms);
     // SAFETY: forwarded from the caller; places stay below the number of queries, parts below four.
     unsafe {
         for (four, masks) in masks.chunks(4).enumerate() {
             // With most parts wanted it costs less to do all.
             let wanted: u32 = masks.iter().map(|mask| parts_of(*mask).count_ones()).sum();
             if masks.len() == 4 && wanted > 11 {
-                block::<L, SECOND, 4>(prefix, queries, 4 * four, out, values);
+                block::<L, false, 4>(prefix, queries, 4 * four, out, values);
                 continue;
             }
             for (q, mask) in masks.iter().enumerate() {
@@ -94,25 +140,11 @@ pub(super) unsafe fn second<L: Lanes>(
             }
         }
         for (part, places) in asking.iter().enumerate() {
-            let codes = prefix.codes.as_ptr().add(part * ROWS * 4);
-            for four in places.chunks(4) {
-                let at = padded(four);
-                let mut sums = [L::start(0); 4];
-                for c in 0..4 {
-                    sums[c] = L::start(terms_of(prefix, queries, at[c]).start);
-                }
-                let query = query_codes(prefix.query_codes, prefix.stride, queries, &at);
-                together::<L>(codes, (0, prefix.first), &query, &mut sums);
-                for c in 0..4 {
-                    let terms = terms_of(prefix, queries, at[c]);
-                    sums[c] = L::shift(sums[c], terms.shift, terms.second_start);
-                }
-                together::<L>(codes, (prefix.first, prefix.bytes), &query, &mut sums);
-                for (c, place) in four.iter().enumerate() {
-                    let test = terms_of(prefix, queries, *place).test::<SECOND>(bounds);
-                    let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
-                    let (inside, open) = L::test::<false>(sums[c], prefix.terms.as_ptr().add(part * ROWS), &test, own);
-                    out.get_unchecked_mut(*place as usize).set(part, inside, open);
+            for places in places.chunks(8) {
+                if places.len() > 4 {
+                    second_part::<L, 8>(prefix, queries, (part, places), out, values);
+                } else {
+                    second_part::<L, 4>(prefix, queries, (part, places), out, values);
                 }
             }
         }
@@ -121,21 +153,79 @@ pub(super) unsafe fn second<L: Lanes>(
             ask(asking, place, decision.unsure & mask);
         }
         for (part, places) in asking.iter().enumerate() {
-            let codes = prefix.codes.as_ptr().add(part * ROWS * 4);
-            for four in places.chunks(4) {
-                let at = padded(four);
-                let mut sums = [L::start(0); 4];
-                for c in 0..4 {
-                    sums[c] = L::start(lead_of(prefix, queries, at[c]).start);
-                }
-                let query = query_codes(prefix.lead_codes, prefix.lead, queries, &at);
-                together::<L>(codes, (0, prefix.lead), &query, &mut sums);
-                for (c, place) in four.iter().enumerate() {
-                    let scale = lead_of(prefix, queries, *place).scale;
-                    let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
-                    L::add_values(sums[c], scale, own);
+            for places in places.chunks(8) {
+                if places.len() > 4 {
+                    lead_part::<L, 8>(prefix, queries, (part, places), values);
+                } else {
+                    lead_part::<L, 4>(prefix, queries, (part, places), values);
                 }
             }
+        }
+    }
+}
+
+/// The second level of sixteen rows for at most `Q` queries: as many sums as hide the latency of a product.
+///
+/// # Safety
+/// As for [`group`]; places stay below the number of queries, `part` below four.
+#[inline(always)]
+unsafe fn second_part<L: Lanes, const Q: usize>(
+    prefix: &Prefix<'_>,
+    queries: &[u32],
+    (part, places): (usize, &[u32]),
+    out: &mut [Decision],
+    values: &mut [[f32; TILE]],
+) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let codes = prefix.codes.as_ptr().add(part * ROWS * 4);
+        let bounds = Bounds::of(prefix.terms);
+        let at: [u32; Q] = padded(places);
+        let mut sums = [L::start(0); Q];
+        for c in 0..Q {
+            sums[c] = L::start(terms_of(prefix, queries, at[c]).start);
+        }
+        let query = query_codes(prefix.query_codes, prefix.bytes, queries, &at);
+        together::<L, Q>(codes, (0, prefix.first), &query, &mut sums);
+        for c in 0..Q {
+            let terms = terms_of(prefix, queries, at[c]);
+            sums[c] = L::shift(sums[c], terms.shift, terms.second_start);
+        }
+        together::<L, Q>(codes, (prefix.first, prefix.bytes), &query, &mut sums);
+        for (c, place) in places.iter().enumerate() {
+            let test = terms_of(prefix, queries, *place).test(bounds);
+            let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
+            let (inside, open) = L::test::<false>(sums[c], prefix.terms.as_ptr().add(part * ROWS), &test, own);
+            out.get_unchecked_mut(*place as usize).set(part, inside, open);
+        }
+    }
+}
+
+/// Adds to the values of sixteen rows what the leading codes of at most `Q` queries lost.
+///
+/// # Safety
+/// As for [`second_part`].
+#[inline(always)]
+unsafe fn lead_part<L: Lanes, const Q: usize>(
+    prefix: &Prefix<'_>,
+    queries: &[u32],
+    (part, places): (usize, &[u32]),
+    values: &mut [[f32; TILE]],
+) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let codes = prefix.codes.as_ptr().add(part * ROWS * 4);
+        let at: [u32; Q] = padded(places);
+        let mut sums = [L::start(0); Q];
+        for c in 0..Q {
+            sums[c] = L::start(lead_of(prefix, queries, at[c]).start);
+        }
+        let query = query_codes(prefix.lead_codes, prefix.lead, queries, &at);
+        together::<L, Q>(codes, (0, prefix.lead), &query, &mut sums);
+        for (c, place) in places.iter().enumerate() {
+            let scale = lead_of(prefix, queries, *place).scale;
+            let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
+            L::add_values(sums[c], scale, own);
         }
     }
 }
@@ -222,10 +312,10 @@ pub(crate) fn ask(asking: &mut Asking, place: usize, mask: u64) {
     }
 }
 
-/// Four places; the last one stands in for those that are missing.
+/// `Q` places; the last one stands in for those that are missing.
 #[inline(always)]
-fn padded(places: &[u32]) -> [u32; 4] {
-    let mut out = [places[places.len() - 1]; 4];
+fn padded<const Q: usize>(places: &[u32]) -> [u32; Q] {
+    let mut out = [places[places.len() - 1]; Q];
     out[..places.len()].copy_from_slice(places);
     out
 }
@@ -249,31 +339,31 @@ unsafe fn lead_of<'a>(prefix: &Prefix<'a>, queries: &[u32], place: u32) -> &'a L
 /// # Safety
 /// `at` names queries that are there, each with `bytes` codes.
 #[inline(always)]
-unsafe fn query_codes(codes: &[i8], bytes: usize, queries: &[u32], at: &[u32; 4]) -> [*const i8; 4] {
-    let mut out = [codes.as_ptr(); 4];
-    for c in 0..4 {
+unsafe fn query_codes<const Q: usize>(codes: &[i8], bytes: usize, queries: &[u32], at: &[u32; Q]) -> [*const i8; Q] {
+    let mut out = [codes.as_ptr(); Q];
+    for c in 0..Q {
         // SAFETY: forwarded from the caller.
         out[c] = unsafe { out[c].add(*queries.get_unchecked(at[c] as usize) as usize * bytes) };
     }
     out
 }
 
-/// Adds four dims at a time, from byte `from` to byte `to`, for sixteen rows of a tile and four queries.
+/// Adds four dims at a time, from byte `from` to byte `to`, for sixteen rows of a tile and some queries.
 ///
 /// # Safety
-/// As for [`level`]; `codes` has a tile of `to` bytes per row from these rows on, each query `to` bytes.
+/// As for [`group`]; `codes` has a tile of `to` bytes per row from these rows on, each query `to` bytes.
 #[inline(always)]
-unsafe fn together<L: Lanes>(
+unsafe fn together<L: Lanes, const Q: usize>(
     codes: *const u8,
     (from, to): (usize, usize),
-    query: &[*const i8; 4],
-    sums: &mut [L::Sums; 4],
+    query: &[*const i8; Q],
+    sums: &mut [L::Sums; Q],
 ) {
     for g in (from..to).step_by(4) {
         // SAFETY: groups of four dims lie 4 * TILE bytes apart.
         unsafe {
             let rows = L::load(codes.add(g * TILE));
-            for c in 0..4 {
+            for c in 0..Q {
                 sums[c] = L::add(sums[c], rows, L::four(query[c].add(g)));
             }
         }
@@ -283,7 +373,7 @@ unsafe fn together<L: Lanes>(
 /// Adds four dims at a time, from byte `from` to byte `to` of every code.
 ///
 /// # Safety
-/// As for [`level`]; `codes` has a tile of `to` bytes per row, each query `to` bytes.
+/// As for [`group`]; `codes` has a tile of `to` bytes per row, each query `to` bytes.
 #[inline(always)]
 unsafe fn products<L: Lanes, const Q: usize>(
     codes: *const u8,
@@ -311,9 +401,9 @@ unsafe fn products<L: Lanes, const Q: usize>(
 }
 
 /// # Safety
-/// As for [`level`]; there are queries `first..first + Q`.
+/// As for [`group`]; there are queries `first..first + Q`.
 #[inline(always)]
-unsafe fn block<L: Lanes, const LEVEL: u8, const Q: usize>(
+unsafe fn block<L: Lanes, const GROUP: bool, const Q: usize>(
     prefix: &Prefix<'_>,
     queries: &[u32],
     first: usize,
@@ -321,7 +411,7 @@ unsafe fn block<L: Lanes, const LEVEL: u8, const Q: usize>(
     values: &mut [[f32; TILE]],
 ) {
     // SAFETY: the codes hold `bytes` bytes per row and query, of which the first level's come first; the terms hold
-    // the fields of the level, each TILE numbers.
+    // fields of TILE numbers each.
     unsafe {
         let (codes, bounds) = (prefix.codes.as_ptr(), Bounds::of(prefix.terms));
         let mut terms = [terms_of(prefix, queries, first as u32); Q];
@@ -329,31 +419,24 @@ unsafe fn block<L: Lanes, const LEVEL: u8, const Q: usize>(
         let mut sums = [[L::start(0); PARTS]; Q];
         for q in 0..Q {
             terms[q] = terms_of(prefix, queries, (first + q) as u32);
-            query[q] = query[q].add(*queries.get_unchecked(first + q) as usize * prefix.stride);
+            query[q] = query[q].add(*queries.get_unchecked(first + q) as usize * prefix.bytes);
             sums[q] = [L::start(terms[q].start); PARTS];
         }
         products::<L, Q>(codes, (0, prefix.first), &query, &mut sums);
-        if LEVEL != FIRST {
-            for q in 0..Q {
-                for p in 0..PARTS {
-                    sums[q][p] = L::shift(sums[q][p], terms[q].shift, terms[q].second_start);
-                }
-            }
-            products::<L, Q>(codes, (prefix.first, prefix.bytes), &query, &mut sums);
-        }
         for q in 0..Q {
-            let test = terms[q].test::<LEVEL>(bounds);
-            let own =
-                if LEVEL == SECOND { values.get_unchecked_mut(first + q).as_mut_ptr() } else { std::ptr::null_mut() };
+            for p in 0..PARTS {
+                sums[q][p] = L::shift(sums[q][p], terms[q].shift, terms[q].second_start);
+            }
+        }
+        products::<L, Q>(codes, (prefix.first, prefix.bytes), &query, &mut sums);
+        for q in 0..Q {
+            let test = terms[q].test(bounds);
+            let own = if GROUP { std::ptr::null_mut() } else { values.get_unchecked_mut(first + q).as_mut_ptr() };
             let decision = out.get_unchecked_mut(first + q);
             for p in 0..PARTS {
-                let values = if LEVEL == SECOND { own.add(p * ROWS) } else { own };
+                let values = if GROUP { own } else { own.add(p * ROWS) };
                 let at = prefix.terms.as_ptr().add(p * ROWS);
-                let (inside, open) = if LEVEL == GROUP {
-                    L::test::<true>(sums[q][p], at, &test, values)
-                } else {
-                    L::test::<false>(sums[q][p], at, &test, values)
-                };
+                let (inside, open) = L::test::<GROUP>(sums[q][p], at, &test, values);
                 decision.set(p, inside, open);
             }
         }

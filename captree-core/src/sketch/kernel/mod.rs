@@ -13,16 +13,41 @@ pub(super) use generic::ask;
 use std::sync::OnceLock;
 
 use super::TILE;
-use super::levels::{Bounds, GROUP_TERMS, ROW_TERMS};
+use super::levels::{Bounds, TERMS};
 
-/// What a prefix level needs of one query beside its code; the counterpart of [`Bounds`], norms are rounded up. One cache
+/// What the first level needs of one query beside its code: see [`super::fold`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub(crate) struct FirstTerms {
+    /// Where the integer sum starts, which takes away that codes of rows are stored plus 128.
+    pub start: i32,
+    /// What the rows' two integers are multiplied with.
+    pub pair: u32,
+    /// A sum at least this large leaves a row open, less what each of the 64 rows' [`Bounds`] costs.
+    pub least: f32,
+    pub lost: f32,
+    pub length: f32,
+    /// All bits, if rows that the level decides lie inside, none if outside.
+    pub inside: u64,
+}
+
+impl FirstTerms {
+    /// The least sum that leaves a row of a tile open. Rounding towards zero is right: whole numbers below the result are
+    /// below what was rounded.
+    #[inline(always)]
+    fn least_open(&self, bounds: &Bounds) -> i32 {
+        (self.least - self.lost * bounds.first_lost - self.length * bounds.first_length) as i32
+    }
+}
+
+/// What the second level needs of one query beside its code; the counterpart of [`Bounds`], norms are rounded up. One cache
 /// line: the loops meet all queries of a block for every tile.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub(crate) struct PrefixTerms {
     /// Where the integer sum starts, which takes away that codes of rows are stored plus 128.
     pub start: i32,
-    /// The second level: what its own columns add to the start, after the first level's sum was multiplied by `2^shift`.
+    /// What the level's own columns add to the start, after the first level's sum was multiplied by `2^shift`.
     pub shift: u32,
     pub second_start: i32,
     /// What the integer sum is worth.
@@ -69,7 +94,7 @@ pub(crate) struct LeadTerms {
     pub start: i32,
 }
 
-/// A prefix level's test of one query.
+/// The second level's test of one query.
 struct Test {
     scale: f32,
     offset: f32,
@@ -79,19 +104,16 @@ struct Test {
     spread: f32,
     inside: f32,
     outside: f32,
-    is_first: bool,
 }
 
 impl PrefixTerms {
     /// Errors that all rows of a tile share are part of the thresholds.
     #[inline(always)]
-    fn test<const LEVEL: u8>(&self, bounds: &Bounds) -> Test {
-        let is_first = LEVEL == generic::FIRST;
-        let mut error =
-            self.spread * bounds.spread + self.first_lost * bounds.first_lost + self.first_length * bounds.first_length;
-        if !is_first {
-            error += self.second_lost * bounds.second_lost + self.second_length * bounds.second_length;
-        }
+    fn test(&self, bounds: &Bounds) -> Test {
+        let error = self.spread * bounds.spread
+            + self.first_lost * bounds.first_lost
+            + self.first_length * bounds.first_length
+            + (self.second_lost * bounds.second_lost + self.second_length * bounds.second_length);
         Test {
             scale: self.scale,
             offset: self.offset,
@@ -101,7 +123,6 @@ impl PrefixTerms {
             spread: self.spread,
             inside: self.inside + error,
             outside: self.outside - error,
-            is_first,
         }
     }
 }
@@ -183,11 +204,29 @@ impl Decision {
     /// Sets the bits of sixteen rows.
     #[inline(always)]
     fn set(&mut self, part: usize, inside: u16, open: u16) {
-        // Four stores of a mask each cost less than what puts four masks together.
-        let at = if cfg!(target_endian = "big") { TILE / QUARTER - 1 - part } else { part };
-        bytemuck::cast_mut::<u64, [u16; 4]>(&mut self.inside)[at] = inside;
-        bytemuck::cast_mut::<u64, [u16; 4]>(&mut self.unsure)[at] = open & !inside;
+        set(&mut self.inside, part, inside);
+        set(&mut self.unsure, part, open & !inside);
     }
+}
+
+/// Sets sixteen bits of a mask: four stores cost less than what puts four parts together.
+#[inline(always)]
+fn set(mask: &mut u64, part: usize, bits: u16) {
+    let at = if cfg!(target_endian = "big") { TILE / QUARTER - 1 - part } else { part };
+    bytemuck::cast_mut::<u64, [u16; 4]>(mask)[at] = bits;
+}
+
+/// What the first level reads of 64 rows and of the queries.
+pub(crate) struct First<'a> {
+    /// Codes, interleaved by groups of four dims, `bytes` each.
+    pub codes: &'a [u8],
+    pub bytes: usize,
+    /// Two integers per row.
+    pub folded: &'a [f32],
+    pub bounds: &'a Bounds,
+    /// Of all queries: codes, and terms.
+    pub query_codes: &'a [i8],
+    pub query_terms: &'a [FirstTerms],
 }
 
 /// The prefix codes of 64 rows or tiles, and those of the queries.
@@ -196,13 +235,12 @@ pub(crate) struct Prefix<'a> {
     pub codes: &'a [u8],
     /// Fields of 64 numbers each, then [`Bounds`].
     pub terms: &'a [f32],
-    /// Bytes of a code that the first level reads, and of all, and of the leading columns.
+    /// Bytes of a code that the first level reads, too, and of all, and of the leading columns.
     pub first: usize,
     pub bytes: usize,
     pub lead: usize,
-    /// Of all queries, for the level: codes, `stride` each, and terms.
+    /// Of all queries: codes, and terms.
     pub query_codes: &'a [i8],
-    pub stride: usize,
     pub query_terms: &'a [PrefixTerms],
     /// Second codes of the leading columns, `lead` each, and their terms.
     pub lead_codes: &'a [i8],
@@ -212,11 +250,11 @@ pub(crate) struct Prefix<'a> {
 impl Prefix<'_> {
     /// # Panics
     /// If lengths do not fit.
-    fn check(&self, read: usize, numbers: usize, queries: &[u32], out: &[Decision]) {
+    fn check(&self, queries: &[u32], out: &[Decision]) {
         let (count, parts) = (self.query_terms.len(), [self.first, self.bytes, self.lead]);
         assert!(parts.iter().all(|b| b.is_multiple_of(4) && *b <= self.bytes));
-        assert!(self.codes.len() == TILE * self.bytes && self.terms.len() == numbers);
-        assert!(read <= self.stride && self.query_codes.len() == count * self.stride);
+        assert!(self.codes.len() == TILE * self.bytes && self.terms.len() == TERMS);
+        assert!(self.query_codes.len() == count * self.bytes);
         assert!(self.lead_codes.len() == count * self.lead && self.lead_terms.len() == count);
         assert!(out.len() == queries.len() && queries.iter().all(|q| (*q as usize) < count));
     }
@@ -252,7 +290,6 @@ pub(crate) struct Rows<'a> {
 /// Of each sixteen rows of a tile, the places of the queries that ask for them.
 pub(crate) type Asking = [Vec<u32>; TILE / QUARTER];
 
-type Level = unsafe fn(&Prefix<'_>, &[u32], &mut [Decision]);
 type Wide = unsafe fn(&Rows<'_>, &[i8], u16, &mut [f32; QUARTER], &WideTest) -> (u16, u16);
 type Second = unsafe fn(&Prefix<'_>, &[u32], &[u64], &mut [Decision], &mut [[f32; TILE]], &mut Asking);
 
@@ -260,9 +297,9 @@ type Second = unsafe fn(&Prefix<'_>, &[u32], &[u64], &mut [Decision], &mut [[f32
 #[derive(Clone, Copy)]
 pub(crate) struct IntKernels {
     name: &'static str,
-    first: Level,
+    first: unsafe fn(&First<'_>, &[u32], &mut [u64]),
     second: Second,
-    group: Level,
+    group: unsafe fn(&Prefix<'_>, &[u32], &mut [Decision]),
     dense: unsafe fn(&Dense<'_>, &mut [[f32; TILE]], &mut [Decision]),
     wide: Wide,
     interleave: unsafe fn(&Rows<'_>, usize, &mut [u8]),
@@ -292,17 +329,22 @@ impl IntKernels {
         self.name
     }
 
-    /// `out[i]` decides the 64 rows of a tile for query `queries[i]`, by the first level.
+    /// Bit `r` of `open[i]` says that the first level cannot decide row `r` of a tile for query `queries[i]`.
     ///
     /// # Panics
     /// If lengths do not fit.
-    pub fn first(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
-        prefix.check(prefix.first, ROW_TERMS, queries, out);
+    pub fn first(&self, first: &First<'_>, queries: &[u32], open: &mut [u64]) {
+        let First { codes, bytes, folded, bounds: _, query_codes, query_terms } = first;
+        let count = query_terms.len();
+        assert!(bytes.is_multiple_of(4) && codes.len() == TILE * bytes && folded.len() == TILE);
+        assert!(query_codes.len() == count * bytes && queries.iter().all(|q| (*q as usize) < count));
+        assert!(open.len() == queries.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.first)(prefix, queries, out) }
+        unsafe { (self.first)(first, queries, open) }
     }
 
-    /// The same by the second level, for the rows that are bits of `masks[i]`; what it says of others means nothing. For rows
+    /// `out[i]` decides for query `queries[i]`, by the second level, the rows of a tile that are bits of `masks[i]`; what it
+    /// says of others means nothing. For rows
     /// that stay open, `values[i]` gets the estimates of the dot products, the query's leading columns refined.
     ///
     /// # Panics
@@ -316,7 +358,7 @@ impl IntKernels {
         values: &mut [[f32; TILE]],
         asking: &mut Asking,
     ) {
-        prefix.check(prefix.bytes, ROW_TERMS, queries, out);
+        prefix.check(queries, out);
         assert!(values.len() == queries.len() && masks.len() == queries.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
         unsafe { (self.second)(prefix, queries, masks, out, values, asking) }
@@ -327,7 +369,7 @@ impl IntKernels {
     /// # Panics
     /// If lengths do not fit.
     pub fn group(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
-        prefix.check(prefix.bytes, GROUP_TERMS, queries, out);
+        prefix.check(queries, out);
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
         unsafe { (self.group)(prefix, queries, out) }
     }

@@ -1,8 +1,9 @@
 //! The tile loop in plain Rust, for any CPU.
 
 use super::generic::{self, Lanes, ROWS};
-use super::{Asking, Decision, Dense, IntKernels, Prefix, Rows, Test, WideTest};
+use super::{Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
 use crate::sketch::TILE;
+use crate::sketch::fold::unpair;
 use crate::sketch::levels::field;
 
 struct Portable;
@@ -38,6 +39,21 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn add_pairs(sums: Self::Sums, rows: *const f32, query: u32) -> Self::Sums {
+        let query = unpair(query);
+        std::array::from_fn(|r| {
+            // SAFETY: the caller promises 16 readable numbers.
+            let row = unpair(unsafe { (*rows.add(r)).to_bits() });
+            (0..2).fold(sums[r], |s, i| s.wrapping_add(i32::from(row[i]) * i32::from(query[i])))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn at_least(sums: Self::Sums, least: i32) -> u16 {
+        sums.iter().enumerate().fold(0, |m, (r, s)| m | u16::from(*s >= least) << r)
+    }
+
+    #[inline(always)]
     unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
         sums.map(|s| (s << shift).wrapping_add(plus))
     }
@@ -51,11 +67,10 @@ impl Lanes for Portable {
     ) -> (u16, u16) {
         // SAFETY: the caller promises 16 readable numbers at each field of the level.
         let term = |field: usize, r: usize| unsafe { *terms.add(field + r) };
-        let residual = if test.is_first { field::FIRST_RESIDUAL } else { field::SECOND_RESIDUAL };
         let (mut inside, mut open) = (0, 0);
         for (r, sum) in sums.iter().enumerate() {
             let value = test.offset + test.along * term(field::SHIFT, r) + test.scale * *sum as f32;
-            let mut error = test.residual * term(residual, r);
+            let mut error = test.residual * term(field::SECOND_RESIDUAL, r);
             if GROUP {
                 error += test.length * term(field::RADIUS, r) + test.spread * term(field::REACH, r);
             }
@@ -85,9 +100,14 @@ impl Lanes for Portable {
     }
 }
 
-unsafe fn level<const LEVEL: u8>(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+unsafe fn first(first: &First<'_>, queries: &[u32], open: &mut [u64]) {
     // SAFETY: the caller keeps the contract; no CPU feature is needed.
-    unsafe { generic::level::<Portable, LEVEL>(prefix, queries, out) }
+    unsafe { generic::first::<Portable>(first, queries, open) }
+}
+
+unsafe fn group(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+    // SAFETY: as above.
+    unsafe { generic::group::<Portable>(prefix, queries, out) }
 }
 
 unsafe fn second(
@@ -118,12 +138,5 @@ unsafe fn wide(rows: &Rows<'_>, query: &[i8], mask: u16, values: &mut [f32; ROWS
     test.decide(&sums, values, rows.residuals, mask)
 }
 
-pub(super) const KERNELS: IntKernels = IntKernels {
-    name: "portable",
-    first: level::<{ generic::FIRST }>,
-    second,
-    dense,
-    group: level::<{ generic::GROUP }>,
-    wide,
-    interleave: generic::interleave,
-};
+pub(super) const KERNELS: IntKernels =
+    IntKernels { name: "portable", first, second, dense, group, wide, interleave: generic::interleave };

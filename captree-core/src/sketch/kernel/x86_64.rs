@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::generic::{self, Lanes, ROWS};
-use super::{Asking, Decision, Dense, IntKernels, Prefix, Rows, Test, WideTest};
+use super::{Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
 
@@ -39,6 +39,18 @@ impl Lanes for Vnni {
     }
 
     #[inline(always)]
+    unsafe fn add_pairs(sums: Self::Sums, rows: *const f32, query: u32) -> Self::Sums {
+        // SAFETY: the caller has AVX-512 VNNI and 16 readable numbers.
+        unsafe { _mm512_dpwssd_epi32(sums, _mm512_loadu_si512(rows.cast()), _mm512_set1_epi32(query as i32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn at_least(sums: Self::Sums, least: i32) -> u16 {
+        // SAFETY: the caller has AVX-512F.
+        unsafe { _mm512_cmpge_epi32_mask(sums, _mm512_set1_epi32(least)) }
+    }
+
+    #[inline(always)]
     unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
         // SAFETY: the caller has AVX-512F.
         unsafe { _mm512_add_epi32(_mm512_sll_epi32(sums, _mm_cvtsi32_si128(shift as i32)), _mm512_set1_epi32(plus)) }
@@ -58,7 +70,7 @@ impl Lanes for Vnni {
             let sum = _mm512_cvtepi32_ps(sums);
             let start = _mm512_fmadd_ps(all(test.along), term(field::SHIFT), all(test.offset));
             let value = _mm512_fmadd_ps(all(test.scale), sum, start);
-            let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::SECOND_RESIDUAL });
+            let residual = term(field::SECOND_RESIDUAL);
             let (low, high) = if GROUP {
                 let error = _mm512_mul_ps(all(test.residual), residual);
                 let error = _mm512_fmadd_ps(all(test.length), term(field::RADIUS), error);
@@ -238,6 +250,28 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn add_pairs(sums: Self::Sums, rows: *const f32, query: u32) -> Self::Sums {
+        // SAFETY: the caller has AVX2 and 16 readable numbers.
+        unsafe {
+            let query = _mm256_set1_epi32(query as i32);
+            let half = |sum, rows: *const f32| {
+                _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_loadu_si256(rows.cast()), query))
+            };
+            [half(sums[0], rows), half(sums[1], rows.add(8))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn at_least(sums: Self::Sums, least: i32) -> u16 {
+        // SAFETY: the caller has AVX2.
+        unsafe {
+            let least = _mm256_set1_epi32(least);
+            let below = |sum| _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(least, sum))) as u16;
+            !(below(sums[0]) | below(sums[1]) << 8)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
         // SAFETY: the caller has AVX2.
         unsafe {
@@ -262,7 +296,7 @@ impl Lanes for Avx2 {
                 let sum = _mm256_cvtepi32_ps(sums);
                 let start = _mm256_fmadd_ps(all(test.along), term(field::SHIFT), all(test.offset));
                 let value = _mm256_fmadd_ps(all(test.scale), sum, start);
-                let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::SECOND_RESIDUAL });
+                let residual = term(field::SECOND_RESIDUAL);
                 let mut error = _mm256_mul_ps(all(test.residual), residual);
                 if GROUP {
                     error = _mm256_fmadd_ps(all(test.length), term(field::RADIUS), error);
@@ -319,9 +353,15 @@ macro_rules! levels {
             use super::*;
 
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn level<const LEVEL: u8>(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+            pub(super) unsafe fn first(first: &First<'_>, queries: &[u32], open: &mut [u64]) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::level::<$lanes, LEVEL>(prefix, queries, out) }
+                unsafe { generic::first::<$lanes>(first, queries, open) }
+            }
+
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn group(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+                // SAFETY: the caller keeps the contract and has the features.
+                unsafe { generic::group::<$lanes>(prefix, queries, out) }
             }
 
             #[target_feature(enable = $features)]
@@ -353,10 +393,10 @@ macro_rules! kernels {
     ($name:literal, $levels:ident, $wide:ident, $interleave:expr) => {
         IntKernels {
             name: $name,
-            first: $levels::level::<{ generic::FIRST }>,
+            first: $levels::first,
             second: $levels::second,
             dense: $levels::dense,
-            group: $levels::level::<{ generic::GROUP }>,
+            group: $levels::group,
             wide: $wide,
             interleave: $interleave,
         }

@@ -1,7 +1,8 @@
 //! Each term of an error alone: sketches made by hand in which one term has to cover all that a value is off by. With it the
 //! decisions are right; without it one must be wrong.
 
-use super::super::levels::{Bounds, GROUP_TERMS, ROW_TERMS, field};
+use super::super::Fold;
+use super::super::levels::{Bounds, TERMS, field};
 use super::*;
 use crate::store::Array;
 
@@ -25,7 +26,7 @@ const HALFWAY: f32 = 32.5 * STEP;
 const CODED: f32 = 32.0 * STEP;
 
 /// Where the numbers of [`Bounds`] start, which are stored as they are declared.
-const BOUNDS: usize = ROW_TERMS - size_of::<Bounds>() / size_of::<f32>();
+const BOUNDS: usize = TERMS - size_of::<Bounds>() / size_of::<f32>();
 
 /// A term and what it has to cover.
 struct Case {
@@ -41,13 +42,15 @@ struct Case {
     mean: f32,
     /// What the stored `shift` is made off by; `spread` is made to say so.
     off: f32,
+    /// Takes the term's factor away, if it is one of the tree's own.
+    folded: Option<fn(&mut Fold)>,
 }
 
 impl Case {
     fn of(name: &'static str, factor: usize, row: &[(usize, f32)], query: &[(usize, f32)]) -> Self {
         let (rows, query) = ([row.to_vec(), row.to_vec()], query.to_vec());
         let steps = Steps { first: STEP, second: STEP, third: STEP, rest: STEP };
-        Case { name, factor, is_tile: false, rows, query, steps, mean: 0.0, off: 0.0 }
+        Case { name, factor, is_tile: false, rows, query, steps, mean: 0.0, off: 0.0, folded: None }
     }
 
     /// What a row's code loses, where a query's loses nothing.
@@ -85,10 +88,14 @@ impl Case {
         if self.off > 0.0 {
             row_terms[field::SHIFT..][..TILE].iter_mut().for_each(|shift| *shift += self.off);
             row_terms[BOUNDS + 15] += self.off;
+            sketch.fold.shift_middle += self.off;
+            sketch.fold.shift_lost += self.off;
         }
-        if !whole {
+        if let (false, Some(take_away)) = (whole, self.folded) {
+            take_away(&mut sketch.fold);
+        } else if !whole {
             let terms = if self.is_tile { &mut tile_terms } else { &mut row_terms };
-            let places = if self.factor < terms.len() - (ROW_TERMS - BOUNDS) { TILE } else { 1 };
+            let places = if self.factor < BOUNDS { TILE } else { 1 };
             terms[self.factor..][..places].fill(0.0);
         }
         (sketch.row_terms, sketch.tile_terms) = (Array::from_vec(row_terms), Array::from_vec(tile_terms));
@@ -127,7 +134,8 @@ fn cases() -> Vec<Case> {
     };
     let along_mean =
         |name, factor| Case { mean: 0.5, ..Case::of(name, factor, &[(FIRST[0], 0.75)], &[(FIRST[0], 1.0)]) };
-    let tile = |case: Case| Case { is_tile: true, factor: case.factor + GROUP_TERMS - ROW_TERMS, ..case };
+    let tile = |case: Case| Case { is_tile: true, ..case };
+    let apart = || [vec![(FIRST[0], 0.75)], vec![(FIRST[0], 0.25)]];
     let clipped = Steps { first: 1.0 / 512.0, ..Case::lost("", 0, FIRST).steps };
     let finer = [(FIRST[0], 0.6), (REST[0], 0.8)];
     vec![
@@ -152,21 +160,20 @@ fn cases() -> Vec<Case> {
         Case::length("rest length", 13, REST),
         Case::left("residual", BOUNDS + 14, NONE),
         Case { off: 0.01, ..along_mean("spread", BOUNDS + 15) },
-        Case::left("first residual", field::FIRST_RESIDUAL, SECOND[0]),
+        Case { folded: Some(|fold| fold.shift_lost = 0.0), off: 0.01, ..along_mean("folded shift lost", 0) },
+        Case { rows: apart(), ..along_mean("folded shift", field::FOLDED) },
+        Case { folded: Some(|fold| fold.residual_least = 0.0), ..Case::left("least residual", 0, SECOND[0]) },
+        Case { rows: [vec![], vec![(SECOND[0], CODED)]], ..Case::left("first residual", field::FOLDED, SECOND[0]) },
         Case::left("second residual", field::SECOND_RESIDUAL, THIRD[0]),
         Case::left("third residual", field::THIRD_RESIDUAL, REST[0]),
         tile(Case::lost("a tile's first lost", 0, FIRST)),
         tile(Case::length("a tile's first length", 1, FIRST)),
         tile(Case::lost("a tile's second lost", 2, SECOND)),
         tile(Case::length("a tile's second length", 3, SECOND)),
-        Case { is_tile: true, ..Case::left("a tile's residual", field::SECOND_RESIDUAL, THIRD[0]) },
+        tile(Case::left("a tile's residual", field::SECOND_RESIDUAL, THIRD[0])),
         opposite("radius, first level", FIRST[0]),
         opposite("radius, second level", SECOND[0]),
-        Case {
-            is_tile: true,
-            rows: [vec![(FIRST[0], 0.75)], vec![(FIRST[0], 0.25)]],
-            ..along_mean("reach", field::REACH)
-        },
+        tile(Case { rows: apart(), ..along_mean("reach", field::REACH) }),
     ]
 }
 
@@ -188,5 +195,23 @@ fn every_term_is_needed() {
             assert!(attack(&whole).is_ok(), "{name}: {:?}", attack(&whole));
             assert!(attack(&lacking).is_err(), "{name}: not needed with {count} rows");
         }
+    }
+}
+
+#[test]
+fn rounded_factors_are_covered() {
+    // Factors of the rows' two integers that lie in the middle between two whole numbers, and nothing else to hide behind.
+    let query = |c: f32| vec![(FIRST[0], c), (FIRST[1], (1.0 - c * c).sqrt())];
+    let rows = [vec![(FIRST[0], 0.75)], vec![(FIRST[0], 0.25)]];
+    let shift = Case { rows, mean: 0.5, ..Case::of("shift", 0, &[], &query(0.585)) };
+    let query = vec![(FIRST[1], 0.8), (SECOND[0], 0.6)];
+    let residual = Case { rows: [vec![], vec![(SECOND[0], CODED)]], ..Case::of("residual", 0, &[], &query) };
+    for case in [shift, residual] {
+        let rows = case.rows(TILE);
+        let query = vector(&case.query);
+        let centers: Vec<f32> =
+            [1.0, -1.0].repeat(4).iter().flat_map(|sign| query.iter().map(move |x| sign * x)).collect();
+        let tried = attack(&case.sketch(&rows, true), (DIM, &rows), &centers, |q| q / 2 % 2, 1e-6);
+        assert!(tried.is_ok(), "{}: {tried:?}", case.name);
     }
 }

@@ -4,172 +4,14 @@ use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 use std::marker::PhantomData;
 
+mod products;
+
+use products::{Mixed, Plain, Products, Signed};
+
 use super::generic::{self, Lanes, ROWS};
-use super::{Asking, Decision, Dense, IntKernels, Prefix, Rows, Test, WideTest};
+use super::{Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
-
-/// Products of sixteen unsigned codes with sixteen signed ones, each four of them added to a 32-bit sum.
-///
-/// # Safety
-/// All methods need the CPU feature of the implementing instruction set.
-trait Products {
-    type Rows: Copy;
-    type Query: Copy;
-    /// What `add` leaves out of sums.
-    type Lack: Copy;
-    unsafe fn rows(codes: uint8x16_t) -> Self::Rows;
-    unsafe fn query(codes: int8x16_t) -> Self::Query;
-    unsafe fn add(sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t;
-    unsafe fn no_lack() -> Self::Lack;
-    /// Notes what `add` leaves out with this query.
-    unsafe fn lack(lack: Self::Lack, query: Self::Query) -> Self::Lack;
-    /// The sum with what it lacks.
-    unsafe fn whole(sum: int32x4_t, lack: Self::Lack) -> int32x4_t;
-}
-
-struct Mixed;
-
-impl Products for Mixed {
-    type Rows = uint8x16_t;
-    type Query = int8x16_t;
-    type Lack = ();
-
-    #[inline(always)]
-    unsafe fn rows(codes: uint8x16_t) -> Self::Rows {
-        codes
-    }
-
-    #[inline(always)]
-    unsafe fn query(codes: int8x16_t) -> Self::Query {
-        codes
-    }
-
-    #[inline(always)]
-    unsafe fn add(mut sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t {
-        // SAFETY: the caller has i8mm; the instruction touches only these registers. Its intrinsic is not stable.
-        unsafe {
-            asm!(
-                "usdot {sum:v}.4s, {rows:v}.16b, {query:v}.16b",
-                sum = inout(vreg) sum,
-                rows = in(vreg) rows,
-                query = in(vreg) query,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        }
-        sum
-    }
-
-    #[inline(always)]
-    unsafe fn no_lack() -> Self::Lack {}
-
-    #[inline(always)]
-    unsafe fn lack(_: Self::Lack, _: Self::Query) -> Self::Lack {}
-
-    #[inline(always)]
-    unsafe fn whole(sum: int32x4_t, _: Self::Lack) -> int32x4_t {
-        sum
-    }
-}
-
-struct Signed;
-
-impl Products for Signed {
-    /// Less 128, which makes them signed.
-    type Rows = int8x16_t;
-    type Query = int8x16_t;
-    /// Half of 128 times the query's sum: 128 is no signed code.
-    type Lack = int32x4_t;
-
-    #[inline(always)]
-    unsafe fn rows(codes: uint8x16_t) -> Self::Rows {
-        // SAFETY: the caller has NEON.
-        unsafe { vreinterpretq_s8_u8(veorq_u8(codes, vdupq_n_u8(0x80))) }
-    }
-
-    #[inline(always)]
-    unsafe fn query(codes: int8x16_t) -> Self::Query {
-        codes
-    }
-
-    #[inline(always)]
-    unsafe fn add(mut sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t {
-        // SAFETY: the caller has dotprod; the instruction touches only these registers. Its intrinsic is not stable.
-        unsafe {
-            asm!(
-                "sdot {sum:v}.4s, {rows:v}.16b, {query:v}.16b",
-                sum = inout(vreg) sum,
-                rows = in(vreg) rows,
-                query = in(vreg) query,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        }
-        sum
-    }
-
-    #[inline(always)]
-    unsafe fn no_lack() -> Self::Lack {
-        // SAFETY: the caller has NEON.
-        unsafe { vdupq_n_s32(0) }
-    }
-
-    #[inline(always)]
-    unsafe fn lack(lack: Self::Lack, query: Self::Query) -> Self::Lack {
-        // SAFETY: the caller has dotprod.
-        unsafe { Self::add(lack, vdupq_n_s8(64), query) }
-    }
-
-    #[inline(always)]
-    unsafe fn whole(sum: int32x4_t, lack: Self::Lack) -> int32x4_t {
-        // SAFETY: the caller has NEON.
-        unsafe { vaddq_s32(sum, vshlq_n_s32::<1>(lack)) }
-    }
-}
-
-struct Plain;
-
-impl Products for Plain {
-    /// Even and odd dims as 16-bit numbers: a product of codes fits in 16 bits, the sum of two may not.
-    type Rows = [int16x8_t; 2];
-    type Query = [int16x8_t; 2];
-    type Lack = ();
-
-    #[inline(always)]
-    unsafe fn rows(codes: uint8x16_t) -> Self::Rows {
-        // SAFETY: the caller has NEON.
-        unsafe {
-            let pairs = vreinterpretq_u16_u8(codes);
-            let (even, odd) = (vandq_u16(pairs, vdupq_n_u16(0xff)), vshrq_n_u16::<8>(pairs));
-            [vreinterpretq_s16_u16(even), vreinterpretq_s16_u16(odd)]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn query(codes: int8x16_t) -> Self::Query {
-        // SAFETY: the caller has NEON.
-        unsafe {
-            let pairs = vreinterpretq_s16_s8(codes);
-            [vshrq_n_s16::<8>(vshlq_n_s16::<8>(pairs)), vshrq_n_s16::<8>(pairs)]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add(sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t {
-        // SAFETY: the caller has NEON.
-        unsafe { vpadalq_s16(vpadalq_s16(sum, vmulq_s16(rows[0], query[0])), vmulq_s16(rows[1], query[1])) }
-    }
-
-    #[inline(always)]
-    unsafe fn no_lack() -> Self::Lack {}
-
-    #[inline(always)]
-    unsafe fn lack(_: Self::Lack, _: Self::Query) -> Self::Lack {}
-
-    #[inline(always)]
-    unsafe fn whole(sum: int32x4_t, _: Self::Lack) -> int32x4_t {
-        sum
-    }
-}
 
 /// The bit of each row.
 const BITS: [u32; ROWS] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768];
@@ -267,6 +109,32 @@ impl<P: Products> Lanes for Neon<P> {
     }
 
     #[inline(always)]
+    unsafe fn add_pairs(sums: Self::Sums, rows: *const f32, query: u32) -> Self::Sums {
+        // SAFETY: the caller has the features and 16 readable numbers.
+        unsafe {
+            let query = vreinterpretq_s16_u32(vdupq_n_u32(query));
+            let added = |part: usize| {
+                let rows = vld1q_s16(rows.add(4 * part).cast());
+                let low = vmull_s16(vget_low_s16(rows), vget_low_s16(query));
+                vaddq_s32(sums.rows[part], vpaddq_s32(low, vmull_high_s16(rows, query)))
+            };
+            Sums { rows: std::array::from_fn(added), lack: sums.lack }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn at_least(sums: Self::Sums, least: i32) -> u16 {
+        // SAFETY: the caller has the features.
+        unsafe {
+            let mut mask = Mask::new();
+            for (part, sums) in sums.whole().into_iter().enumerate() {
+                mask = mask.or(part, vcgeq_s32(sums, vdupq_n_s32(least)));
+            }
+            mask.bits()
+        }
+    }
+
+    #[inline(always)]
     unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
         // SAFETY: the caller has the features.
         unsafe {
@@ -289,7 +157,7 @@ impl<P: Products> Lanes for Neon<P> {
                 let term = |field: usize| vld1q_f32(terms.add(field + 4 * part));
                 let start = vfmaq_n_f32(vdupq_n_f32(test.offset), term(field::SHIFT), test.along);
                 let value = vfmaq_n_f32(start, vcvtq_f32_s32(sums), test.scale);
-                let residual = term(if test.is_first { field::FIRST_RESIDUAL } else { field::SECOND_RESIDUAL });
+                let residual = term(field::SECOND_RESIDUAL);
                 let mut error = vmulq_n_f32(residual, test.residual);
                 if GROUP {
                     error = vfmaq_n_f32(error, term(field::RADIUS), test.length);
@@ -408,9 +276,15 @@ macro_rules! kernels {
             type L = Neon<$products>;
 
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn level<const LEVEL: u8>(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+            pub(super) unsafe fn first(first: &First<'_>, queries: &[u32], open: &mut [u64]) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::level::<L, LEVEL>(prefix, queries, out) }
+                unsafe { generic::first::<L>(first, queries, open) }
+            }
+
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn group(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+                // SAFETY: the caller keeps the contract and has the features.
+                unsafe { generic::group::<L>(prefix, queries, out) }
             }
 
             #[target_feature(enable = $features)]
@@ -447,10 +321,10 @@ macro_rules! kernels {
 
         const $kernels: IntKernels = IntKernels {
             name: $name,
-            first: $module::level::<{ generic::FIRST }>,
+            first: $module::first,
             second: $module::second,
             dense: $module::dense,
-            group: $module::level::<{ generic::GROUP }>,
+            group: $module::group,
             wide: $module::wide,
             interleave: generic::interleave,
         };
