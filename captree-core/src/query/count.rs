@@ -29,6 +29,33 @@ impl Sink for Counts {
     }
 }
 
+/// What a cap meets in some tiles: those with rows inside, and these rows.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Met {
+    pub tiles: usize,
+    pub rows: usize,
+}
+
+struct Meetings(Vec<Met>);
+
+impl Sink for Meetings {
+    fn all(&mut self, i: usize, positions: Range<usize>) -> Result<()> {
+        self.0[i].tiles += 1;
+        self.0[i].rows += positions.len();
+        Ok(())
+    }
+
+    fn some(&mut self, i: usize, _start: usize, mask: u64) -> Result<()> {
+        self.0[i].tiles += 1;
+        self.0[i].rows += mask.count_ones() as usize;
+        Ok(())
+    }
+
+    fn is_done(&self, _i: usize) -> bool {
+        false
+    }
+}
+
 impl Tree {
     /// Number of rows inside each cap, exactly.
     ///
@@ -73,5 +100,29 @@ impl Tree {
             }
         }
         Ok(counts)
+    }
+
+    /// What each of the caps `active` meets in these tiles (64 neighbors in tree order, given by their number).
+    pub(crate) fn met(
+        &self,
+        caps: &Caps<'_>,
+        active: &[usize],
+        tiles: &[usize],
+        control: &Control,
+    ) -> Result<Vec<Met>> {
+        let mut met = Vec::with_capacity(active.len());
+        for batch in active.chunks(BATCH) {
+            let walk = Walk::new(self, caps, batch, control)?;
+            for (size, parts) in walk.run_tiles(tiles, |block| Meetings(vec![Met::default(); block.len()]))? {
+                let total = |i: usize| {
+                    parts
+                        .iter()
+                        .map(|p| p.0[i])
+                        .fold(Met::default(), |a, b| Met { tiles: a.tiles + b.tiles, rows: a.rows + b.rows })
+                };
+                met.extend((0..size).map(total));
+            }
+        }
+        Ok(met)
     }
 }

@@ -114,15 +114,43 @@ impl<'a> Walk<'a> {
     /// Walks every block over every subtree in parallel, each pair with a sink of its own for as many caps as the block
     /// has. Returns per block its number of caps and the sinks in tree order.
     pub fn run<S: Sink + Send>(&self, sink: impl Fn(&[usize]) -> S + Sync) -> Result<Vec<(usize, Vec<S>)>> {
-        let tasks = self.subtrees.len();
+        self.tasks(self.subtrees.len(), sink, |block, task, sink| {
+            let root = self.subtrees[task];
+            with_elements!(&self.tree.vectors, a => self.subtree(a, block, root, sink))?;
+            self.control.add(1);
+            Ok(())
+        })
+    }
+
+    /// The same over some tiles, each given by its number.
+    pub fn run_tiles<S: Sink + Send>(
+        &self,
+        tiles: &[usize],
+        sink: impl Fn(&[usize]) -> S + Sync,
+    ) -> Result<Vec<(usize, Vec<S>)>> {
+        let chunks: Vec<&[usize]> = tiles.chunks(TILE).collect();
+        self.tasks(chunks.len(), sink, |block, task, sink| {
+            self.control.check()?;
+            let all: Vec<u32> = (0..block.caps.len() as u32).collect();
+            with_elements!(&self.tree.vectors, a => {
+                let mut scan = Scan::new(self, a, block, 0..self.tree.len());
+                chunks[task].iter().try_for_each(|tile| scan.tile(*tile, &all, sink))
+            })
+        })
+    }
+
+    fn tasks<S: Sink + Send>(
+        &self,
+        tasks: usize,
+        sink: impl Fn(&[usize]) -> S + Sync,
+        run: impl Fn(&Block<'_>, usize, &mut S) -> Result<()> + Sync,
+    ) -> Result<Vec<(usize, Vec<S>)>> {
         let mut sinks = (0..self.blocks.len() * tasks)
             .into_par_iter()
             .map(|job| {
                 let block = &self.blocks[job / tasks];
                 let mut sink = sink(block.caps);
-                let root = self.subtrees[job % tasks];
-                with_elements!(&self.tree.vectors, a => self.subtree(a, block, root, &mut sink))?;
-                self.control.add(1);
+                run(block, job % tasks, &mut sink)?;
                 Ok(sink)
             })
             .collect::<Result<Vec<S>>>()?

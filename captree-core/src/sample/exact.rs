@@ -8,7 +8,7 @@
 //! 3. for the needles, a list of all rows inside, and picks by rank.
 //!
 //! Whether tries pay is decided by how many were made and how many of them succeeded, and for the second way by how many
-//! rows of a fixed pilot set lie inside, counted for all such caps of a batch together. These numbers say nothing about
+//! tiles of a fixed pilot set have rows inside, found out for all such caps of a batch together. These numbers say nothing about
 //! *which* rows were found, so every draw is uniform whichever way it was made; and every draw has streams of random
 //! numbers of its own, so draws are independent. (The problem is known as independent range sampling: Hu, Qiao and Tao,
 //! 2014.) The sketches decide nothing here but how fast the list comes, so draws are the same on every processor.
@@ -33,11 +33,10 @@ use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
 /// Tries that every draw may take at first: most caps need few.
-const FIRST_TRIES: usize = 32;
+const FIRST_TRIES: usize = 128;
 
-/// Rows of the tree for each row of the pilot set, and its most rows: it costs a small part of what a list costs.
-const ROWS_PER_PILOT: usize = 512;
-const MOST_PILOTS: usize = 8192;
+/// Tiles of the tree for each tile of the pilot set: it costs a small part of what a list costs.
+const TILES_PER_PILOT: usize = 32;
 
 /// Rows of the tree whose part in a list costs as much as one try.
 const ROWS_PER_TRY: usize = 40;
@@ -80,9 +79,14 @@ impl Tree {
         })?;
         let left: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].positions.len() < options.k).collect();
         let longer: Vec<Drawn> = threads.run(|| {
-            let pilots = self.pilots(caps, &left, control)?;
-            let longer = left.par_iter().zip(pilots);
-            longer.map(|(cap, pilots)| tries(drawn[*cap].clone(), *cap, LONGER, pilots)).collect::<Result<_>>()
+            let (tiles, rows) = self.pilots();
+            let pilots = self.met(caps, &left, &tiles, control)?;
+            let longer = left.par_iter().zip(pilots).map(|(cap, met)| {
+                let drawn = tries(drawn[*cap].clone(), *cap, LONGER, Tried { rows, inside: met.tiles })?;
+                let expected = drawn.expected.max(met.rows * self.len() / rows.max(1));
+                Ok(Drawn { expected, ..drawn })
+            });
+            longer.collect::<Result<_>>()
         })?;
         left.iter().zip(longer).for_each(|(cap, own)| drawn[*cap] = own);
         let needles: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].positions.len() < options.k).collect();
@@ -140,24 +144,12 @@ impl Tree {
         Ok(drawn)
     }
 
-    /// How many rows of the pilot set lie inside each of the caps `active`: none are looked at for small trees.
-    fn pilots(&self, caps: &Caps<'_>, active: &[usize], control: &Control) -> Result<Vec<Tried>> {
-        let (n, count) = (self.len(), (self.len() / ROWS_PER_PILOT).min(MOST_PILOTS));
+    /// The pilot set: one of each so many tiles, and how many rows they have.
+    fn pilots(&self) -> (Vec<usize>, usize) {
         let mut stream = Key::new(Purpose::Pilots, 0, &[]).stream(0);
-        let positions: Vec<usize> = (0..count).map(|_| stream.below(n as u64) as usize).collect();
-        let blocks = active.par_chunks(TILE).map(|active| {
-            control.check()?;
-            let mut found = vec![Tried { rows: count, inside: 0 }; active.len()];
-            let mut decider = Decider::new(caps, active);
-            with_elements!(&self.vectors, array => {
-                for tile in positions.chunks(TILE) {
-                    let rows = tile.iter().map(|p| row(array, *p, self.dim())).collect::<Result<Vec<_>>>()?;
-                    decider.decide(&rows, |i, mask| found[i].inside += mask.count_ones() as usize);
-                }
-            });
-            Ok(found)
-        });
-        Ok(blocks.collect::<Result<Vec<_>>>()?.concat())
+        let count = self.len() / TILE / TILES_PER_PILOT;
+        let pick = |i: usize| i * TILES_PER_PILOT + stream.below(TILES_PER_PILOT as u64) as usize;
+        ((0..count).map(pick).collect(), count * TILE)
     }
 }
 
