@@ -101,27 +101,18 @@ impl Tree {
         }
         Ok(counts)
     }
+}
 
-    /// What each of the caps `active` meets in these tiles (64 neighbors in tree order, given by their number).
-    pub(crate) fn met(
-        &self,
-        caps: &Caps<'_>,
-        active: &[usize],
-        tiles: &[usize],
-        control: &Control,
-    ) -> Result<Vec<Met>> {
-        let mut met = Vec::with_capacity(active.len());
-        for batch in active.chunks(BATCH) {
-            let walk = Walk::new(self, caps, batch, control)?;
-            for (size, parts) in walk.run_tiles(tiles, |block| Meetings(vec![Met::default(); block.len()]))? {
-                let total = |i: usize| {
-                    parts
-                        .iter()
-                        .map(|p| p.0[i])
-                        .fold(Met::default(), |a, b| Met { tiles: a.tiles + b.tiles, rows: a.rows + b.rows })
-                };
-                met.extend((0..size).map(total));
-            }
+impl Walk<'_> {
+    /// What each cap of the walk meets in these tiles (64 neighbors in tree order, given by their number).
+    pub fn met(&self, tiles: &[usize]) -> Result<Vec<Met>> {
+        let mut met = Vec::new();
+        for (size, parts) in self.run_tiles(tiles, |block| Meetings(vec![Met::default(); block.len()]))? {
+            let total = |i: usize| {
+                let each = parts.iter().map(|p| p.0[i]);
+                each.fold(Met::default(), |a, b| Met { tiles: a.tiles + b.tiles, rows: a.rows + b.rows })
+            };
+            met.extend((0..size).map(total));
         }
         Ok(met)
     }

@@ -32,7 +32,7 @@ const BLOCK: usize = 512;
 pub(crate) const BATCH: usize = 4 * BLOCK;
 
 /// A subtree of fewer rows than this is one task: less than a few groups of tiles would not pay for the task.
-const TASK_ROWS: usize = 32 * 1024;
+const TASK_ROWS: usize = 16 * 1024;
 
 /// Larger trees have larger tasks: of about this share of all rows.
 const TASK_SHARE: usize = 16;

@@ -33,7 +33,7 @@ use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
 /// Tries that every draw may take at first: most caps need few.
-const FIRST_TRIES: usize = 128;
+const FIRST_TRIES: usize = 64;
 
 /// Tiles of the tree for each tile of the pilot set: it costs a small part of what a list costs.
 const TILES_PER_PILOT: usize = 32;
@@ -78,30 +78,33 @@ impl Tree {
             (0..caps.len()).into_par_iter().map(first).collect::<Result<_>>()
         })?;
         let left: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].positions.len() < options.k).collect();
-        let longer: Vec<Drawn> = threads.run(|| {
-            let (tiles, rows) = self.pilots();
-            let pilots = self.met(caps, &left, &tiles, control)?;
-            let longer = left.par_iter().zip(pilots).map(|(cap, met)| {
-                let drawn = tries(drawn[*cap].clone(), *cap, LONGER, Tried { rows, inside: met.tiles })?;
-                let expected = drawn.expected.max(met.rows * self.len() / rows.max(1));
-                Ok(Drawn { expected, ..drawn })
-            });
-            longer.collect::<Result<_>>()
-        })?;
-        left.iter().zip(longer).for_each(|(cap, own)| drawn[*cap] = own);
-        let needles: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].positions.len() < options.k).collect();
-        control.add((caps.len() - needles.len()) as u64);
-        let expected: Vec<usize> = needles.iter().map(|c| drawn[*c].expected).collect();
-        for range in batches(&expected) {
-            let batch = &needles[range];
-            let lists = |block: &[usize]| Lists(vec![Vec::new(); block.len()]);
-            let blocks = threads.run(|| Walk::new(self, caps, batch, control)?.run(lists))?;
-            let mut batch = batch.iter();
-            for (size, parts) in blocks {
-                for (i, cap) in batch.by_ref().take(size).enumerate() {
-                    let inside: Vec<u32> = parts.iter().flat_map(|p| &p.0[i]).copied().collect();
-                    by_rank(&mut drawn[*cap].positions, &inside, &keys[*cap], &options);
-                    control.add(1);
+        control.add((caps.len() - left.len()) as u64);
+        let (tiles, tried) = self.pilots();
+        for left in left.chunks(BATCH) {
+            let walk = threads.run(|| Walk::new(self, caps, left, control))?;
+            let longer: Vec<Drawn> = threads.run(|| {
+                let longer = left.par_iter().zip(walk.met(&tiles)?).map(|(cap, met)| {
+                    let drawn = tries(drawn[*cap].clone(), *cap, LONGER, Tried { rows: tried, inside: met.tiles })?;
+                    let expected = drawn.expected.max(met.rows * self.len() / tried.max(1));
+                    Ok(Drawn { expected, ..drawn })
+                });
+                longer.collect::<Result<_>>()
+            })?;
+            left.iter().zip(longer).for_each(|(cap, own)| drawn[*cap] = own);
+            let needles: Vec<usize> = left.iter().copied().filter(|c| drawn[*c].positions.len() < options.k).collect();
+            control.add((left.len() - needles.len()) as u64);
+            let expected: Vec<usize> = needles.iter().map(|c| drawn[*c].expected).collect();
+            for range in batches(&expected) {
+                let wanted: HashSet<usize> = needles[range].iter().copied().collect();
+                let blocks = threads.run(|| walk.run(|block| Lists::of(block, &wanted)))?;
+                let mut left = left.iter();
+                for (size, parts) in blocks {
+                    for (i, cap) in left.by_ref().take(size).enumerate().filter(|(_, cap)| wanted.contains(cap)) {
+                        let inside: Vec<u32> =
+                            parts.iter().filter_map(|p| p.0[i].as_ref()).flatten().copied().collect();
+                        by_rank(&mut drawn[*cap].positions, &inside, &keys[*cap], &options);
+                        control.add(1);
+                    }
                 }
             }
         }
@@ -204,12 +207,12 @@ impl Drawn {
     }
 }
 
-/// Cuts caps into batches whose lists of rows fit in memory, going by the rows that each is expected to have.
+/// Cuts caps into ranges whose lists of rows fit in memory, going by the rows that each is expected to have.
 fn batches(expected: &[usize]) -> Vec<Range<usize>> {
     let mut cuts = Vec::new();
     let (mut start, mut sum) = (0, 0);
     for (i, rows) in expected.iter().enumerate() {
-        if i > start && (i - start == BATCH || sum + rows > LISTED) {
+        if i > start && sum + rows > LISTED {
             cuts.push(start..i);
             (start, sum) = (i, 0);
         }
@@ -240,21 +243,31 @@ fn by_rank(drawn: &mut Vec<usize>, inside: &[u32], key: &Key, options: &SampleOp
     }
 }
 
-/// Tree positions inside each cap of a block.
-struct Lists(Vec<Vec<u32>>);
+/// Tree positions inside each cap of a block, for those that are wanted.
+struct Lists(Vec<Option<Vec<u32>>>);
+
+impl Lists {
+    fn of(block: &[usize], wanted: &HashSet<usize>) -> Self {
+        Lists(block.iter().map(|cap| wanted.contains(cap).then(Vec::new)).collect())
+    }
+}
 
 impl Sink for Lists {
     fn all(&mut self, i: usize, positions: Range<usize>) -> Result<()> {
-        self.0[i].extend(positions.start as u32..positions.end as u32);
+        if let Some(list) = &mut self.0[i] {
+            list.extend(positions.start as u32..positions.end as u32);
+        }
         Ok(())
     }
 
     fn some(&mut self, i: usize, start: usize, mask: u64) -> Result<()> {
-        self.0[i].extend(positions_of(start, mask).map(|p| p as u32));
+        if let Some(list) = &mut self.0[i] {
+            list.extend(positions_of(start, mask).map(|p| p as u32));
+        }
         Ok(())
     }
 
-    fn is_done(&self, _i: usize) -> bool {
-        false
+    fn is_done(&self, i: usize) -> bool {
+        self.0[i].is_none()
     }
 }

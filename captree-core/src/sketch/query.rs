@@ -1,5 +1,7 @@
 //! The query side: codes and terms of a batch of caps, and the decisions of each level.
 
+use rayon::prelude::*;
+
 use super::encode::{Sketch, split};
 use super::fold::Aim;
 use super::kernel::{
@@ -7,12 +9,15 @@ use super::kernel::{
     WideTest, ask,
 };
 use super::levels::{Bounds, TERMS, field, fine_width, padded, third_bytes, wide_bytes};
-use super::terms::{Codes, encode};
+use super::terms::{Codes, Terms, encode};
 use super::{TILE, Widths, up};
 use crate::ablation::{OPEN, Part, Parts, Tally};
 use crate::caps::Caps;
 use crate::error::Result;
 use crate::store::Array;
+
+/// Queries that are encoded together: their projections share the basis.
+const AT_ONCE: usize = 32;
 
 /// Open rows of a tile from which all its rows together cost less than one by one.
 const DENSE_ROWS: u32 = 8;
@@ -97,53 +102,54 @@ impl<'a> Queries<'a> {
         let basis = &sketch.basis;
         let Widths { first, second, .. } = basis.widths;
         let (first, lead, second) = (padded(first), padded(fine_width(second)), padded(second));
-        let wide = wide_bytes(basis.widths);
+        let (count, wide) = (active.len(), wide_bytes(basis.widths));
         let mut queries = Queries {
             sketch,
             kernels,
-            slack: Vec::with_capacity(active.len()),
-            first_codes: vec![0; active.len() * first],
-            first_terms: Vec::with_capacity(active.len()),
-            aims: Vec::with_capacity(active.len()),
-            second_codes: vec![0; active.len() * second],
-            second_terms: Vec::with_capacity(active.len()),
-            lead_codes: vec![0; active.len() * lead],
-            lead_terms: Vec::with_capacity(active.len()),
-            wide_codes: vec![0; active.len() * wide],
-            wide_terms: Vec::with_capacity(active.len()),
+            slack: Vec::with_capacity(count),
+            first_codes: vec![0; count * first],
+            first_terms: Vec::with_capacity(count),
+            aims: Vec::with_capacity(count),
+            second_codes: vec![0; count * second],
+            second_terms: Vec::with_capacity(count),
+            lead_codes: vec![0; count * lead],
+            lead_terms: Vec::with_capacity(count),
+            wide_codes: vec![0; count * wide],
+            wide_terms: Vec::with_capacity(count),
             parts: Parts::ALL,
             blind_terms: Vec::new(),
         };
-        for caps_of_tile in active.chunks(TILE) {
-            let centers: Vec<&[f32]> = caps_of_tile.iter().map(|c| caps.center(*c)).collect();
-            let along: Vec<f64> =
-                centers
-                    .iter()
-                    .map(|q| {
-                        if basis.mean_square > 0.0 {
-                            super::basis::dot(q, &basis.mean) / basis.mean_square
-                        } else {
-                            0.0
-                        }
-                    })
-                    .collect();
-            for ((cap, split), along) in caps_of_tile.iter().zip(split(basis, &centers, |i| along[i])).zip(&along) {
-                let i = queries.slack.len();
-                let codes = Codes {
-                    first: &mut queries.first_codes[i * first..(i + 1) * first],
-                    second: &mut queries.second_codes[i * second..(i + 1) * second],
-                    lead: &mut queries.lead_codes[i * lead..(i + 1) * lead],
-                    wide: &mut queries.wide_codes[i * wide..(i + 1) * wide],
+        let parts: Vec<Vec<Terms>> = active
+            .par_chunks(AT_ONCE)
+            .zip(queries.first_codes.par_chunks_mut(AT_ONCE * first))
+            .zip(queries.second_codes.par_chunks_mut(AT_ONCE * second))
+            .zip(queries.lead_codes.par_chunks_mut(AT_ONCE * lead))
+            .zip(queries.wide_codes.par_chunks_mut(AT_ONCE * wide))
+            .map(|((((active, first_codes), second_codes), lead_codes), wide_codes)| {
+                let centers: Vec<&[f32]> = active.iter().map(|c| caps.center(*c)).collect();
+                let along = |q: &&[f32]| {
+                    if basis.mean_square > 0.0 { super::basis::dot(q, &basis.mean) / basis.mean_square } else { 0.0 }
                 };
-                let terms = encode(sketch, &split, *along, codes);
-                queries.slack.push(terms.slack);
-                queries.first_terms.push(terms.first.0);
-                queries.aims.push(terms.first.1);
-                queries.second_terms.push(terms.second);
-                queries.lead_terms.push(terms.lead);
-                queries.wide_terms.push(terms.wide);
-                queries.set_threshold(i, 1.0 - caps.bound(*cap));
-            }
+                let along: Vec<f64> = centers.iter().map(along).collect();
+                let codes = first_codes
+                    .chunks_mut(first)
+                    .zip(second_codes.chunks_mut(second))
+                    .zip(lead_codes.chunks_mut(lead))
+                    .zip(wide_codes.chunks_mut(wide))
+                    .map(|(((first, second), lead), wide)| Codes { first, second, lead, wide });
+                let splits = split(basis, &centers, |i| along[i]);
+                let each = splits.iter().zip(&along).zip(codes);
+                each.map(|((split, along), codes)| encode(sketch, split, *along, codes)).collect()
+            })
+            .collect();
+        for (i, (terms, cap)) in parts.into_iter().flatten().zip(active).enumerate() {
+            queries.slack.push(terms.slack);
+            queries.first_terms.push(terms.first.0);
+            queries.aims.push(terms.first.1);
+            queries.second_terms.push(terms.second);
+            queries.lead_terms.push(terms.lead);
+            queries.wide_terms.push(terms.wide);
+            queries.set_threshold(i, 1.0 - caps.bound(*cap));
         }
         queries
     }
