@@ -1,7 +1,7 @@
 """How the cost of a draw grows with the rows: `python -m benches.scaling --rows 200000 400000 800000`.
 
-One tree of each size, all on the same disk, and draws for training caps of its own: CPU time of one thread per draw, and
-what it is multiplied with when the rows double. Draws are checked to lie inside their caps, which rows in float64 tell.
+One tree of each size, all on the same disk, and draws for training caps of its own: CPU time of one thread per cap,
+and what it is multiplied with when the rows double. Draws are checked in float64 to lie inside their caps.
 """
 
 import argparse
@@ -91,8 +91,8 @@ def markdown(record: dict[str, Any]) -> str:
                 f"# Cost of a draw: {record['data']}, {record['dim']} dims, one thread",
                 f"{where['processor']}, {where['cores']} cores, {where['memory_gib']} GiB, {where['system']}; "
                 f"commit {record['commit']}; `{record['command']}`",
-                f"{record['caps']} training caps, float16 trees on disk; narrow caps hold less than {100 * NARROW:g}% of the "
-                f"rows. CPU time, the fastest of {record['repeats']} calls.",
+                f"{record['caps']} training caps, float16 trees on disk; narrow caps hold less than {100 * NARROW:g}% of "
+                f"the rows. CPU time, the fastest of {record['repeats']} calls.",
                 report.table(header, lines),
             ]
         )
