@@ -91,8 +91,8 @@ def markdown(record: dict[str, Any]) -> str:
                 f"# Cost of a draw: {record['data']}, {record['dim']} dims, one thread",
                 f"{where['processor']}, {where['cores']} cores, {where['memory_gib']} GiB, {where['system']}; "
                 f"commit {record['commit']}; `{record['command']}`",
-                f"{record['caps']} training caps, float16 trees on disk; narrow caps hold less than {100 * NARROW:g}% of "
-                f"the rows. CPU time, the fastest of {record['repeats']} calls.",
+                f"{record['caps']} training caps, float16 trees on disk; narrow caps hold less than "
+                f"{100 * NARROW:g}% of the rows. CPU time, the fastest of {record['repeats']} calls.",
                 report.table(header, lines),
             ]
         )
