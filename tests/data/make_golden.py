@@ -15,7 +15,7 @@ import numpy as np
 import captree
 from captree.testing import oracle, oracle_nearest
 
-VERSION = 3
+VERSION = 4
 ROWS, DIM = 100, 8
 
 

@@ -47,7 +47,7 @@ pub use writer::{ArrayWriter, FolderWriter};
 
 /// Newest version of the folder format that this build reads, and the one it writes; it reads all before it. Versions 2 and 3
 /// changed the arrays of the sketches, not the folder.
-pub const FORMAT_VERSION: u64 = 3;
+pub const FORMAT_VERSION: u64 = 4;
 
 /// Bytes covered by one checksum (the last chunk of a file may be shorter).
 pub const CHUNK_BYTES: usize = 64 * 1024;

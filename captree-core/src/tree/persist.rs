@@ -16,7 +16,7 @@ use crate::threads::Threads;
 use crate::vectors::{NormRange, Precision, Vectors, row, with_elements};
 
 /// First format version with the sketches of today.
-const SKETCHES: u64 = 3;
+const SKETCHES: u64 = 4;
 
 /// Bytes that are written between two looks at whether to stop.
 const PART_BYTES: usize = 16 << 20;
@@ -254,7 +254,7 @@ struct SketchShapes {
 
 impl Tree {
     /// Maps the tree at `path`. Takes milliseconds whatever its size: rows are checked as they are first read. (A tree of
-    /// format version 1 or 2 takes as long as making its sketches anew.)
+    /// format version 1 to 3 takes as long as making its sketches anew.)
     ///
     /// Errors: [`Error::NotFound`], [`Error::Corrupt`], [`Error::NewerVersion`], [`Error::Io`].
     pub fn open(path: &Path) -> Result<Tree> {

@@ -233,12 +233,12 @@ fn foreign_manifests() {
 fn newer_and_impossible_versions() {
     let with = |text: &str| altered("manifest.json", |bytes| *bytes = text.as_bytes().to_vec());
     // Nothing but format and version is known of a newer manifest.
-    assert!(is_newer(&with(r#"{"version": 4, "format": "captree", "root": [{}]}"#).1, 4));
+    assert!(is_newer(&with(r#"{"version": 5, "format": "captree", "root": [{}]}"#).1, 5));
     assert!(is_newer(&with(r#"{"format":"captree","version":18446744073709551615}"#).1, u64::MAX));
     let (_place, path) = altered("manifest.json", |bytes| {
-        *bytes = String::from_utf8_lossy(bytes).replace("\"version\": 3", "\"version\": 4").into_bytes();
+        *bytes = String::from_utf8_lossy(bytes).replace("\"version\": 4", "\"version\": 5").into_bytes();
     });
-    assert!(is_newer(&path, 4));
+    assert!(is_newer(&path, 5));
     for version in ["0", "-1", "1.0", "1e9", "99999999999999999999", "\"1\"", "null", "{}"] {
         let (_place, path) = with(&format!(r#"{{"format":"captree","version":{version},"checksum":"","body":{{}}}}"#));
         assert_corrupt(&path, "version");

@@ -63,8 +63,8 @@ fn anything_else_is_refused_and_untouched() {
     fs::write(path.join("notes.txt"), "mine").unwrap();
     assert!(refused(&path).contains("notes.txt"));
     fs::remove_file(path.join("notes.txt")).unwrap();
-    fs::write(path.join("manifest.json"), r#"{"format": "captree", "version": 4}"#).unwrap();
-    assert!(refused(&path).contains("version 4"));
+    fs::write(path.join("manifest.json"), r#"{"format": "captree", "version": 5}"#).unwrap();
+    assert!(refused(&path).contains("version 5"));
     assert_eq!(entries(place.path()), ["photos.captree"]);
 }
 
