@@ -29,33 +29,6 @@ impl Sink for Counts {
     }
 }
 
-/// What a cap meets in some tiles: those with rows inside, and these rows.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Met {
-    pub tiles: usize,
-    pub rows: usize,
-}
-
-struct Meetings(Vec<Met>);
-
-impl Sink for Meetings {
-    fn all(&mut self, i: usize, positions: Range<usize>) -> Result<()> {
-        self.0[i].tiles += 1;
-        self.0[i].rows += positions.len();
-        Ok(())
-    }
-
-    fn some(&mut self, i: usize, _start: usize, mask: u64) -> Result<()> {
-        self.0[i].tiles += 1;
-        self.0[i].rows += mask.count_ones() as usize;
-        Ok(())
-    }
-
-    fn is_done(&self, _i: usize) -> bool {
-        false
-    }
-}
-
 impl Tree {
     /// Number of rows inside each cap, exactly.
     ///
@@ -100,20 +73,5 @@ impl Tree {
             }
         }
         Ok(counts)
-    }
-}
-
-impl Walk<'_> {
-    /// What each cap of the walk meets in these tiles (64 neighbors in tree order, given by their number).
-    pub fn met(&self, tiles: &[usize]) -> Result<Vec<Met>> {
-        let mut met = Vec::new();
-        for (size, parts) in self.run_tiles(tiles, |block| Meetings(vec![Met::default(); block.len()]))? {
-            let total = |i: usize| {
-                let each = parts.iter().map(|p| p.0[i]);
-                each.fold(Met::default(), |a, b| Met { tiles: a.tiles + b.tiles, rows: a.rows + b.rows })
-            };
-            met.extend((0..size).map(total));
-        }
-        Ok(met)
     }
 }

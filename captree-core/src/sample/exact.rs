@@ -18,10 +18,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::pilots::Pilots;
 use super::{SampleOptions, keys};
 use crate::caps::Caps;
 use crate::control::Control;
-use crate::distance::TILE;
 use crate::element::Element;
 use crate::error::Result;
 use crate::memory::filled;
@@ -34,9 +34,6 @@ use crate::vectors::{row, with_elements};
 
 /// Tries that every draw may take at first: most caps need few.
 const FIRST_TRIES: usize = 64;
-
-/// Tiles of the tree for each tile of the pilot set: it costs a small part of what a list costs.
-const TILES_PER_PILOT: usize = 32;
 
 /// Rows of the tree whose part in a list costs as much as one try.
 const ROWS_PER_TRY: usize = 40;
@@ -79,13 +76,14 @@ impl Tree {
         })?;
         let left: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].positions.len() < options.k).collect();
         control.add((caps.len() - left.len()) as u64);
-        let (tiles, tried) = self.pilots();
+        let pilots = Pilots::of(self.len());
         for left in left.chunks(BATCH) {
             let walk = threads.run(|| Walk::new(self, caps, left, control))?;
             let longer: Vec<Drawn> = threads.run(|| {
-                let longer = left.par_iter().zip(walk.met(&tiles)?).map(|(cap, met)| {
-                    let drawn = tries(drawn[*cap].clone(), *cap, LONGER, Tried { rows: tried, inside: met.tiles })?;
-                    let expected = drawn.expected.max(met.rows * self.len() / tried.max(1));
+                let longer = left.par_iter().zip(pilots.met(&walk)?).map(|(cap, met)| {
+                    let before = Tried { rows: pilots.rows, inside: met.tiles };
+                    let drawn = tries(drawn[*cap].clone(), *cap, LONGER, before)?;
+                    let expected = drawn.expected.max(met.rows * self.len() / pilots.rows.max(1));
                     Ok(Drawn { expected, ..drawn })
                 });
                 longer.collect::<Result<_>>()
@@ -95,17 +93,10 @@ impl Tree {
             control.add((left.len() - needles.len()) as u64);
             let expected: Vec<usize> = needles.iter().map(|c| drawn[*c].expected).collect();
             for range in batches(&expected) {
-                let wanted: HashSet<usize> = needles[range].iter().copied().collect();
-                let blocks = threads.run(|| walk.run(|block| Lists::of(block, &wanted)))?;
-                let mut left = left.iter();
-                for (size, parts) in blocks {
-                    for (i, cap) in left.by_ref().take(size).enumerate().filter(|(_, cap)| wanted.contains(cap)) {
-                        let inside: Vec<u32> =
-                            parts.iter().filter_map(|p| p.0[i].as_ref()).flatten().copied().collect();
-                        by_rank(&mut drawn[*cap].positions, &inside, &keys[*cap], &options);
-                        control.add(1);
-                    }
-                }
+                listed(&walk, left, &needles[range], threads, |cap, inside| {
+                    by_rank(&mut drawn[cap].positions, inside, &keys[cap], &options);
+                    control.add(1);
+                })?;
             }
         }
         let drawn: Vec<Vec<usize>> = drawn.into_iter().map(|d| d.positions).collect();
@@ -145,14 +136,6 @@ impl Tree {
         let (tried, found) = (own.rows + before.rows, own.inside + before.inside);
         drawn.expected = (found + 1) * n / tried.max(1);
         Ok(drawn)
-    }
-
-    /// The pilot set: one of each so many tiles, and how many rows they have.
-    fn pilots(&self) -> (Vec<usize>, usize) {
-        let mut stream = Key::new(Purpose::Pilots, 0, &[]).stream(0);
-        let count = self.len() / TILE / TILES_PER_PILOT;
-        let pick = |i: usize| i * TILES_PER_PILOT + stream.below(TILES_PER_PILOT as u64) as usize;
-        ((0..count).map(pick).collect(), count * TILE)
     }
 }
 
@@ -222,6 +205,26 @@ fn batches(expected: &[usize]) -> Vec<Range<usize>> {
         cuts.push(start..expected.len());
     }
     cuts
+}
+
+/// Gives `each` the tree positions inside those of a walk's `caps` that are `wanted`.
+fn listed(
+    walk: &Walk<'_>,
+    caps: &[usize],
+    wanted: &[usize],
+    threads: &Threads,
+    mut each: impl FnMut(usize, &[u32]),
+) -> Result<()> {
+    let wanted: HashSet<usize> = wanted.iter().copied().collect();
+    let blocks = threads.run(|| walk.run(|block| Lists::of(block, &wanted)))?;
+    let mut caps = caps.iter();
+    for (size, parts) in blocks {
+        for (i, cap) in caps.by_ref().take(size).enumerate().filter(|(_, cap)| wanted.contains(cap)) {
+            let inside: Vec<u32> = parts.iter().filter_map(|p| p.0[i].as_ref()).flatten().copied().collect();
+            each(*cap, &inside);
+        }
+    }
+    Ok(())
 }
 
 /// Completes the draws of a cap from the list of all its rows.

@@ -2,6 +2,7 @@
 
 mod approximate;
 mod exact;
+mod pilots;
 
 use std::collections::HashMap;
 

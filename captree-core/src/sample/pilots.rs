@@ -1,0 +1,70 @@
+//! The pilot set: a fixed part of the tree's tiles, from which a batch of caps learns how many tries a draw may take.
+
+use std::ops::Range;
+
+use crate::distance::TILE;
+use crate::error::Result;
+use crate::query::{Sink, Walk};
+use crate::rng::{Key, Purpose};
+
+/// Tiles of the tree for each tile of the pilot set: it costs a small part of what a list costs.
+const TILES_PER_PILOT: usize = 32;
+
+/// One of each so many tiles, the same for every call.
+pub(super) struct Pilots {
+    tiles: Vec<usize>,
+    /// Rows of these tiles.
+    pub rows: usize,
+}
+
+/// What a cap meets in the pilot set: tiles with rows inside, and these rows.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Met {
+    pub tiles: usize,
+    pub rows: usize,
+}
+
+impl Pilots {
+    /// For a tree of `n` rows; small ones have none.
+    pub fn of(n: usize) -> Self {
+        let mut stream = Key::new(Purpose::Pilots, 0, &[]).stream(0);
+        let pick = |i: usize| i * TILES_PER_PILOT + stream.below(TILES_PER_PILOT as u64) as usize;
+        let tiles: Vec<usize> = (0..n / TILE / TILES_PER_PILOT).map(pick).collect();
+        let rows = tiles.len() * TILE;
+        Pilots { tiles, rows }
+    }
+
+    /// What each cap of a walk meets.
+    pub fn met(&self, walk: &Walk<'_>) -> Result<Vec<Met>> {
+        let mut met = Vec::new();
+        for (size, parts) in walk.run_tiles(&self.tiles, |block| Meetings(vec![Met::default(); block.len()]))? {
+            let total = |i: usize| {
+                let each = parts.iter().map(|p| p.0[i]);
+                each.fold(Met::default(), |a, b| Met { tiles: a.tiles + b.tiles, rows: a.rows + b.rows })
+            };
+            met.extend((0..size).map(total));
+        }
+        Ok(met)
+    }
+}
+
+/// What the caps of a block meet.
+struct Meetings(Vec<Met>);
+
+impl Sink for Meetings {
+    fn all(&mut self, i: usize, positions: Range<usize>) -> Result<()> {
+        self.0[i].tiles += 1;
+        self.0[i].rows += positions.len();
+        Ok(())
+    }
+
+    fn some(&mut self, i: usize, _start: usize, mask: u64) -> Result<()> {
+        self.0[i].tiles += 1;
+        self.0[i].rows += mask.count_ones() as usize;
+        Ok(())
+    }
+
+    fn is_done(&self, _i: usize) -> bool {
+        false
+    }
+}
