@@ -6,12 +6,8 @@ walk.
 """
 
 import argparse
-import datetime
-import json
 import os
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -120,7 +116,6 @@ def reached(group: dict[str, Any], name: str) -> float:
 def markdown(record: dict[str, Any]) -> str:
     """The table, what each part decides of the pairs that it is asked, and where it was measured."""
     groups: dict[str, dict[str, Any]] = record["groups"]
-    where = record["machine"]
     lines = []
     for name in CONFIGURATIONS:
         times = [group["relative"][name] for group in groups.values()]
@@ -138,8 +133,7 @@ def markdown(record: dict[str, Any]) -> str:
         "\n\n".join(
             [
                 f"# Ablation: {record['rows']:,} x {record['dim']}, {record['data']}, one thread",
-                f"{where['processor']}, {where['cores']} cores, {where['memory_gib']} GiB, {where['system']}; "
-                f"commit {record['commit']}; `{record['command']}`",
+                report.origin(record),
                 f"{described} training caps (narrow: less than {100 * NARROW:g}% of the rows); counts equal and true "
                 f"everywhere. CPU time per pair relative to everything in the same round, median of "
                 f"{record['repeats']} rounds.",
@@ -156,7 +150,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 def main() -> None:
     args = parse()
-    here, commit = machine.describe(), machine.commit()
+    origin = machine.origin("benches.ablation")
     with tempfile.TemporaryDirectory(prefix="captree-ablation-") as temporary:
         threads = os.cpu_count() or 1
         problem = data.make(Path(temporary), args.data, args.rows, args.dim, args.caps, threads, args.seed)
@@ -167,13 +161,8 @@ def main() -> None:
             caps = captree.Caps(problem.centers[chosen], problem.bounds[chosen])
             if len(caps):
                 groups[name] = measure(tree, caps, problem.counts[chosen], args.repeats)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     record = {
-        "date": today,
-        "machine": here,
-        "versions": machine.versions(),
-        "commit": commit,
-        "command": shlex.join(["python", "-m", "benches.ablation", *sys.argv[1:]]),
+        **origin,
         "data": args.data,
         "rows": len(tree),
         "dim": tree.dim,
@@ -182,11 +171,9 @@ def main() -> None:
         "groups": groups,
     }
     text = markdown(record)
-    path = args.out / f"{today}-ablation-{args.data}-{len(tree)}"
-    args.out.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    path.with_suffix(".md").write_text(text)
-    print(f"{text}\nwritten: {path}.json and .md")
+    name = f"{origin['date']}-ablation-{args.data}-{len(tree)}"
+    report.save(record, text, args.out, name)
+    print(f"{text}\nwritten: {args.out / name}.json and .md")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,7 @@ and what it is multiplied with when the rows double. Draws are checked in float6
 """
 
 import argparse
-import datetime
-import json
 import math
-import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -70,7 +66,7 @@ def measure(path: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def markdown(record: dict[str, Any]) -> str:
     """The table, and where it was measured."""
-    sizes, where = record["sizes"], record["machine"]
+    sizes = record["sizes"]
     header = ["rows", "narrow caps"]
     for k in record["k"]:
         header += [f"k = {k}: µs per cap", "times, per doubling"]
@@ -89,8 +85,7 @@ def markdown(record: dict[str, Any]) -> str:
         "\n\n".join(
             [
                 f"# Cost of a draw: {record['data']}, {record['dim']} dims, one thread",
-                f"{where['processor']}, {where['cores']} cores, {where['memory_gib']} GiB, {where['system']}; "
-                f"commit {record['commit']}; `{record['command']}`",
+                report.origin(record),
                 f"{record['caps']} training caps, float16 trees on disk; narrow caps hold less than "
                 f"{100 * NARROW:g}% of the rows. CPU time, the fastest of {record['repeats']} calls.",
                 report.table(header, lines),
@@ -102,7 +97,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 def main() -> None:
     args = parse()
-    here, commit, sizes = machine.describe(), machine.commit(), []
+    origin, sizes = machine.origin("benches.scaling"), []
     for rows in sorted(args.rows):
         with tempfile.TemporaryDirectory(prefix="captree-scaling-", dir=args.folder) as folder:
             path = Path(folder) / "tree"
@@ -111,13 +106,8 @@ def main() -> None:
             del made
             sizes.append(measure(path, args))
             print(f"{rows:,} rows: {sizes[-1]['microseconds']}", flush=True)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     record = {
-        "date": today,
-        "machine": here,
-        "versions": machine.versions(),
-        "commit": commit,
-        "command": shlex.join(["python", "-m", "benches.scaling", *sys.argv[1:]]),
+        **origin,
         "data": args.data,
         "dim": args.dim,
         "caps": args.caps,
@@ -127,11 +117,9 @@ def main() -> None:
         "sizes": sizes,
     }
     text = markdown(record)
-    path = args.out / f"{today}-scaling-{args.data}-{max(args.rows)}"
-    args.out.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    path.with_suffix(".md").write_text(text)
-    print(f"{text}\nwritten: {path}.json and .md")
+    name = f"{origin['date']}-scaling-{args.data}-{max(args.rows)}"
+    report.save(record, text, args.out, name)
+    print(f"{text}\nwritten: {args.out / name}.json and .md")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """`python -m benches.compare`: measure, print the tables, write the record."""
 
 import argparse
-import datetime
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -87,7 +85,7 @@ def main() -> None:
     peers = registry()
     names = chosen(args.peers, list(peers), "peer")
     operations = chosen(args.operations, list(OPERATIONS), "operation")
-    here, commit = machine.describe(), machine.commit()
+    origin = machine.origin("benches.compare")
     left_out = []
     results = []
     with tempfile.TemporaryDirectory(prefix="captree-compare-") as temporary:
@@ -119,13 +117,8 @@ def main() -> None:
             else:
                 results.append(result)
 
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     record = {
-        "date": today,
-        "machine": here,
-        "versions": machine.versions(),
-        "commit": commit,
-        "command": shlex.join(["python", "-m", "benches.compare", *sys.argv[1:]]),
+        **origin,
         "data": args.data,
         "rows": int(rows),
         "dim": int(dim),
@@ -135,7 +128,8 @@ def main() -> None:
         "results": results,
         "left_out": left_out,
     }
-    name = f"{today}-{machine.slug(here['processor'])}-{commit}-{args.data}-{rows}"
+    processor = machine.slug(origin["machine"]["processor"])
+    name = f"{origin['date']}-{processor}-{origin['commit']}-{args.data}-{rows}"
     print("\n" + report.write(record, args.out, name))
     print(f"written: {args.out / name}.json, .md and .png")
 

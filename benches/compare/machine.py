@@ -1,9 +1,12 @@
 """Where a record was made: machine, versions, commit."""
 
+import datetime
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,17 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def origin(program: str) -> dict[str, Any]:
+    """What every record begins with; to be asked before anything is measured, since files may change meanwhile."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": describe(),
+        "versions": versions(),
+        "commit": commit(),
+        "command": shlex.join(["python", "-m", program, *sys.argv[1:]]),
+    }
 
 
 def kernel() -> str | None:

@@ -15,6 +15,22 @@ def table(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
 
 
+def origin(record: dict[str, Any]) -> str:
+    """Where a record was made, and by what."""
+    machine = record["machine"]
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
+        f"commit {record['commit']}; `{record['command']}`"
+    )
+
+
+def save(record: dict[str, Any], text: str, folder: Path, name: str) -> None:
+    """Write a record and its markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(text)
+
+
 def rate(value: float) -> str:
     """Three significant digits and no exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -96,11 +112,9 @@ def ratios(results: Results, base: str = "numpy") -> str:
 def markdown(record: dict[str, Any]) -> str:
     """The whole report."""
     results: Results = record["results"]
-    machine = record["machine"]
     parts = [
         f"# {record['rows']:,} x {record['dim']}, {record['data']}, {record['threads']} threads",
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
-        f"commit {record['commit']}; `{record['command']}`",
+        origin(record),
         ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         "Queries per second, by the share of all rows that a cap holds.",
     ]
@@ -168,9 +182,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 def write(record: dict[str, Any], folder: Path, name: str) -> str:
     """Write the three files and return the markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
     text = markdown(record)
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / f"{name}.md").write_text(text)
+    save(record, text, folder, name)
     plot(record, folder / f"{name}.png")
     return text
