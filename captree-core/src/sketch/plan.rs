@@ -36,9 +36,9 @@ const CAPS: usize = 128;
 /// Rows that the loops of the first two levels take together.
 const PART: usize = 16;
 
-/// Costs in 64-byte dot-product instructions per row, fitted to times of trees with other widths: of the first level's test, of the second one's, of the
-/// query's refinement, of a wider level's test, of what surrounds them; and how many times as much some sixteen rows of a
-/// tile cost as in a tile where all are open, and a row alone as in such a tile.
+/// Costs in 64-byte dot-product instructions per row, fitted to the times of trees with other widths: of the first level's
+/// test, of the second one's, of the query's refinement, of a wider level's test, of what surrounds them; and how many times
+/// as much some sixteen rows of a tile cost as in a tile where all are open, and a row alone as in such a tile.
 const FIRST_TEST: f64 = 0.2;
 const SECOND_TEST: f64 = 0.7;
 const LEAD: f64 = 1.25;
