@@ -20,13 +20,13 @@ use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::Result;
 use crate::exact;
-use crate::sketch::{Decision, IntKernels, Queries, Settling};
+use crate::sketch::{Decision, IntKernels, Queries, Settling, TILES_TOGETHER};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
 /// Caps that are walked together: their codes stay in the second-level cache beside a tile of rows.
-const BLOCK: usize = 512;
+const BLOCK: usize = 1024;
 
 /// Caps that are encoded at a time: bounds the memory for their codes.
 pub(crate) const BATCH: usize = 4 * BLOCK;
@@ -226,14 +226,15 @@ struct Scan<'a, E: Element> {
     queries: &'a Queries<'a>,
     range: Range<usize>,
     decider: Decider<'a>,
+    /// Of each cap, what a group's tiles are to it; of some caps, a tile's rows.
+    groups: Vec<Decision>,
     decisions: Vec<Decision>,
     settling: Settling,
     /// What the sketches leave open: places among the chunk's caps, bits of the tile, rows.
     left: Vec<(usize, usize)>,
     left_rows: Vec<&'a [E]>,
-    /// Per tile of the group: the caps that hold it whole, and those that cross it.
-    whole: Vec<Vec<u32>>,
-    open: Vec<Vec<u32>>,
+    /// Which rows of the last tiles were asked for.
+    fetched: [(usize, u64); TILES_TOGETHER],
 }
 
 impl<'a, E: Element> Scan<'a, E> {
@@ -244,47 +245,55 @@ impl<'a, E: Element> Scan<'a, E> {
             queries: &block.queries,
             range,
             decider: Decider::new(walk.caps, block.caps),
+            groups: Vec::new(),
             decisions: Vec::new(),
             settling: Settling::new(walk.ablation.map(|_| Tally::default())),
             left: Vec::new(),
             left_rows: Vec::new(),
-            whole: vec![Vec::new(); TILE],
-            open: vec![Vec::new(); TILE],
+            fetched: [(usize::MAX, 0); TILES_TOGETHER],
         }
     }
 
     /// Sixty-four tiles, of which those in `tiles` belong to the subtree.
     fn group(&mut self, group: usize, tiles: &Range<usize>, active: &[u32], sink: &mut impl Sink) -> Result<()> {
         let valid = bits_of(group * TILE, tiles);
-        self.decisions.resize(active.len(), Decision::default());
-        self.queries.tiles(group, active, &mut self.decisions)?;
-        for (i, decision) in active.iter().zip(&self.decisions) {
-            positions_of(0, decision.inside & valid).for_each(|t| self.whole[t].push(*i));
-            positions_of(0, decision.unsure & valid).for_each(|t| self.open[t].push(*i));
+        let mut decisions = std::mem::take(&mut self.groups);
+        decisions.resize(active.len(), Decision::default());
+        self.queries.tiles(group, active, &mut decisions)?;
+        let mut open = Vec::with_capacity(CHUNK);
+        for first in (0..TILE).step_by(TILES_TOGETHER) {
+            for (active, decisions) in active.chunks(CHUNK).zip(decisions.chunks(CHUNK)) {
+                for t in positions_of(0, valid & bits_of(0, &(first..first + TILES_TOGETHER))) {
+                    let tile = group * TILE + t;
+                    let rows = self.range.start.max(tile * TILE)..self.range.end.min((tile + 1) * TILE);
+                    open.clear();
+                    for (i, decision) in active.iter().zip(decisions) {
+                        if decision.inside >> t & 1 != 0 {
+                            sink.all(*i as usize, rows.clone())?;
+                        } else if decision.unsure >> t & 1 != 0 {
+                            open.push(*i);
+                        }
+                    }
+                    if let Some(tally) = &mut self.settling.tally {
+                        tally.pass(Part::Tiles, open.len() * rows.len());
+                    }
+                    if !open.is_empty() {
+                        self.tile(tile, &open, sink)?;
+                    }
+                }
+            }
         }
-        for t in positions_of(0, valid) {
-            let tile = group * TILE + t;
-            let rows = self.range.start.max(tile * TILE)..self.range.end.min((tile + 1) * TILE);
-            for i in std::mem::take(&mut self.whole[t]) {
-                sink.all(i as usize, rows.clone())?;
-            }
-            let mut open = std::mem::take(&mut self.open[t]);
-            if let Some(tally) = &mut self.settling.tally {
-                tally.pass(Part::Tiles, open.len() * rows.len());
-            }
-            if !open.is_empty() {
-                self.tile(tile, &open, sink)?;
-            }
-            open.clear();
-            self.open[t] = open;
-        }
+        self.groups = decisions;
         Ok(())
     }
 
     fn tile(&mut self, tile: usize, active: &[u32], sink: &mut impl Sink) -> Result<()> {
         let start = tile * TILE;
         let valid = bits_of(start, &self.range);
-        let mut fetched = 0u64;
+        let fetched = &mut self.fetched[tile % TILES_TOGETHER];
+        if fetched.0 != tile {
+            *fetched = (tile, 0);
+        }
         for active in active.chunks(CHUNK) {
             self.decisions.resize(active.len(), Decision::default());
             self.queries.settle(tile, active, valid, &mut self.settling, &mut self.decisions)?;
@@ -293,8 +302,8 @@ impl<'a, E: Element> Scan<'a, E> {
             for (n, decision) in self.decisions.iter().enumerate() {
                 for r in positions_of(0, decision.unsure) {
                     let row = row(self.array, start + r, self.tree.dim)?;
-                    if fetched >> r & 1 == 0 {
-                        fetched |= 1 << r;
+                    if fetched.1 >> r & 1 == 0 {
+                        fetched.1 |= 1 << r;
                         IntKernels::get().prefetch(bytemuck::cast_slice(row));
                     }
                     self.left.push((n, r));

@@ -130,20 +130,22 @@ pub(super) struct Aim {
     per_scale: f64,
 }
 
-/// Codes a query for the first level: to reject rows, with the threshold still to be set.
+/// Codes a query for the first level: to reject rows, with the threshold still to be set. Returns also what a unit of its
+/// sums is worth, and what its codes lose.
 pub(super) fn encode(
     sketch: &Sketch,
     split: &Split,
     (along, residual, slack): (f64, f32, f64),
     codes: &mut [i8],
-) -> (FirstTerms, Aim) {
+) -> (FirstTerms, Aim, f32, Vec<f64>) {
     let (basis, fold) = (&sketch.basis, &sketch.fold);
     let a: Vec<f64> = split.z[..basis.widths.first].iter().map(|x| f64::from(*x)).collect();
     let (step, residual) = (f64::from(sketch.steps.first), f64::from(residual));
     // Of the sum of the rows' two integers.
     let factors = [residual * f64::from(fold.residual_step), along * f64::from(fold.shift_step)];
     let least = LEAST_SCALE.max(factors[0].max(factors[1].abs()) / MOST);
-    let scale = (largest(&a) * step / 127.0).max(least);
+    let unit = up((largest(&a) * step / 127.0).max(least));
+    let scale = f64::from(unit);
     let (lost, sum) = code(&a, scale * inverse(step), codes);
     let (up_to, nearby) = ((factors[0] / scale).ceil(), (factors[1] / scale).round());
     let rounded = (factors[1] - nearby * scale).abs() * FARTHEST;
@@ -158,18 +160,19 @@ pub(super) fn encode(
         inside: 0,
     };
     let middle = along * (basis.mean_square + f64::from(fold.shift_middle));
-    (terms, Aim { middle, error, per_scale })
+    (terms, Aim { middle, error, per_scale }, unit, lost)
 }
 
 impl Aim {
     /// Moves the threshold to `real dot >= threshold`, and turns the query around where that asks the better question.
-    pub fn set(&self, threshold: f64, terms: &mut FirstTerms, codes: &mut [i8]) {
+    pub fn set(&self, threshold: f64, terms: &mut FirstTerms, scale: &mut f32, codes: &mut [i8]) {
         let inside = if self.middle >= threshold { u64::MAX } else { 0 };
         if inside != terms.inside {
             terms.inside = inside;
             let [up_to, nearby] = unpair(terms.pair);
             (terms.start, terms.pair) = (-terms.start, pair([up_to, -nearby]));
             codes.iter_mut().for_each(|code| *code = -*code);
+            *scale = -*scale;
         }
         let distance = if inside == 0 { threshold - self.middle } else { self.middle - threshold };
         terms.least = -up((self.error - distance) * self.per_scale);

@@ -54,7 +54,7 @@ pub(crate) use encode::Sketch;
 pub(crate) use fold::Fold;
 pub(crate) use kernel::{Decision, IntKernels};
 pub(crate) use levels::{Steps, TERMS, Widths, padded, sketch_bytes, wide_bytes};
-pub(crate) use query::{Queries, Settling};
+pub(crate) use query::{Queries, Settling, TILES_TOGETHER};
 pub(crate) use terms::LONGEST;
 
 /// Most dims of a prefix; also what keeps its integer sums small enough.

@@ -29,9 +29,12 @@ pub(super) fn most(n: usize, dim: usize) -> usize {
     if n < LEAST_ROWS { usual(n, dim).third } else { ENDS[ENDS.len() - 1].min(dim) }
 }
 
-/// Tiles of neighbors, and caps, that the model looks at.
-const TILES: usize = 24;
-const CAPS: usize = 128;
+/// Tiles of neighbors that the model looks at: more of them where many rows make a choice matter more, one of so many.
+const TILES: std::ops::RangeInclusive<usize> = 24..=96;
+const ONE_OF: usize = 128;
+
+/// Caps that it looks at.
+const CAPS: usize = 256;
 
 /// Rows that the loops of the first two levels take together.
 const PART: usize = 16;
@@ -78,9 +81,10 @@ pub(super) fn choose<'a, E: Element>(
     if n < LEAST_ROWS || dim <= SECOND[0] {
         return Ok(usual);
     }
-    let mut tiles = Vec::with_capacity(TILES * TILE);
-    for t in 0..TILES {
-        let start = t * (n / TILES) / TILE * TILE;
+    let looked_at = (n / TILE / ONE_OF).clamp(*TILES.start(), *TILES.end());
+    let mut tiles = Vec::with_capacity(looked_at * TILE);
+    for t in 0..looked_at {
+        let start = t * (n / looked_at) / TILE * TILE;
         for p in start..start + TILE {
             let mut x = vec![0.0f32; dim];
             E::widen(at(p)?, &mut x);
@@ -104,7 +108,7 @@ pub(super) fn choose<'a, E: Element>(
             let of_cap =
                 |tiles: &[Open]| tiles.iter().map(|o| cost(widths, [o.first[a], o.later[b], o.later[c]])).sum::<f64>();
             let (mut all, mut narrow) = (0.0, 0.0);
-            for tiles in open.chunks_exact(TILES) {
+            for tiles in open.chunks_exact(looked_at) {
                 let cost = of_cap(tiles);
                 all += cost;
                 if tiles.iter().map(|o| o.inside).sum::<usize>() < NARROW {
@@ -141,7 +145,7 @@ fn cost(widths: Widths, [first, second, third]: [u64; 3]) -> f64 {
     let lead = if second == 0 { 0.0 } else { LEAD * share };
     WALK + reads(widths.first)
         + FIRST_TEST
-        + share * times * (reads(widths.second) + SECOND_TEST)
+        + share * times * (reads(widths.second - widths.first) + SECOND_TEST)
         + lead
         + wide(second, widths.third - widths.second)
         + wide(third, FINE + widths.all - widths.third)

@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use super::encode::{Sketch, split};
 use super::fold::Aim;
 use super::kernel::{
-    Asking, Decision, Dense, First, FirstTerms, IntKernels, LeadTerms, Prefix, PrefixTerms, QUARTER, Rows, WideTerms,
-    WideTest, ask,
+    Asked, Asking, Decision, Dense, First, FirstTerms, IntKernels, LeadTerms, Prefix, PrefixTerms, QUARTER, Rows,
+    WideTerms, WideTest, ask,
 };
 use super::levels::{Bounds, TERMS, field, fine_width, padded, third_bytes, wide_bytes};
 use super::terms::{Codes, Terms, encode};
@@ -15,6 +15,10 @@ use crate::ablation::{OPEN, Part, Parts, Tally};
 use crate::caps::Caps;
 use crate::error::Result;
 use crate::store::Array;
+
+/// Tiles that the same few caps go through one after the other: codes and centers of these stay in the second-level cache
+/// meanwhile, and so does what they read of the tiles, until the last caps have met them.
+pub(crate) const TILES_TOGETHER: usize = 8;
 
 /// Queries that are encoded together: their projections share the basis.
 const AT_ONCE: usize = 32;
@@ -31,12 +35,12 @@ pub(crate) struct Queries<'a> {
     kernels: IntKernels,
     /// What rounding and the basis may hide.
     slack: Vec<f64>,
-    /// Codes of the first level, [`padded`] bytes each, and of the second; then what these lose on the leading columns.
-    first_codes: Vec<i8>,
+    /// Codes of the first level's columns and of those that the second one adds, [`padded`] bytes each.
+    prefix_codes: Vec<i8>,
     first_terms: Vec<FirstTerms>,
     aims: Vec<Aim>,
-    second_codes: Vec<i8>,
     second_terms: Vec<PrefixTerms>,
+    /// What these codes lose on the leading columns.
     lead_codes: Vec<i8>,
     lead_terms: Vec<LeadTerms>,
     /// The counterparts of the rows' wider codes.
@@ -52,6 +56,8 @@ pub(crate) struct Queries<'a> {
 pub(crate) struct Settling {
     /// Per query, the rows that the first level leaves open.
     first: Vec<u64>,
+    /// Per query, the first level's sums.
+    sums: Vec<[i32; TILE]>,
     decisions: Vec<Decision>,
     /// Queries with open rows: their places among the active ones, and their numbers.
     places: Vec<usize>,
@@ -64,8 +70,8 @@ pub(crate) struct Settling {
     asked: Vec<u32>,
     asked_places: Vec<usize>,
     tests: Vec<WideTest>,
-    /// What the wider levels have read.
-    late: [Late; 2],
+    /// What the wider levels have read of the last tiles.
+    late: [[Late; 2]; TILES_TOGETHER],
     /// Where what the levels leave open is counted, if anywhere.
     pub tally: Option<Tally>,
 }
@@ -100,17 +106,16 @@ impl<'a> Queries<'a> {
     /// The same with kernels of the caller's choice.
     pub fn with(kernels: IntKernels, sketch: &'a Sketch, caps: &Caps<'_>, active: &[usize]) -> Self {
         let basis = &sketch.basis;
-        let Widths { first, second, .. } = basis.widths;
-        let (first, lead, second) = (padded(first), padded(fine_width(second)), padded(second));
+        let Widths { second, .. } = basis.widths;
+        let (lead, prefix) = (padded(fine_width(second)), padded(second));
         let (count, wide) = (active.len(), wide_bytes(basis.widths));
         let mut queries = Queries {
             sketch,
             kernels,
             slack: Vec::with_capacity(count),
-            first_codes: vec![0; count * first],
+            prefix_codes: vec![0; count * prefix],
             first_terms: Vec::with_capacity(count),
             aims: Vec::with_capacity(count),
-            second_codes: vec![0; count * second],
             second_terms: Vec::with_capacity(count),
             lead_codes: vec![0; count * lead],
             lead_terms: Vec::with_capacity(count),
@@ -121,22 +126,20 @@ impl<'a> Queries<'a> {
         };
         let parts: Vec<Vec<Terms>> = active
             .par_chunks(AT_ONCE)
-            .zip(queries.first_codes.par_chunks_mut(AT_ONCE * first))
-            .zip(queries.second_codes.par_chunks_mut(AT_ONCE * second))
+            .zip(queries.prefix_codes.par_chunks_mut(AT_ONCE * prefix))
             .zip(queries.lead_codes.par_chunks_mut(AT_ONCE * lead))
             .zip(queries.wide_codes.par_chunks_mut(AT_ONCE * wide))
-            .map(|((((active, first_codes), second_codes), lead_codes), wide_codes)| {
+            .map(|(((active, prefix_codes), lead_codes), wide_codes)| {
                 let centers: Vec<&[f32]> = active.iter().map(|c| caps.center(*c)).collect();
                 let along = |q: &&[f32]| {
                     if basis.mean_square > 0.0 { super::basis::dot(q, &basis.mean) / basis.mean_square } else { 0.0 }
                 };
                 let along: Vec<f64> = centers.iter().map(along).collect();
-                let codes = first_codes
-                    .chunks_mut(first)
-                    .zip(second_codes.chunks_mut(second))
+                let codes = prefix_codes
+                    .chunks_mut(prefix)
                     .zip(lead_codes.chunks_mut(lead))
                     .zip(wide_codes.chunks_mut(wide))
-                    .map(|(((first, second), lead), wide)| Codes { first, second, lead, wide });
+                    .map(|((prefix, lead), wide)| Codes { prefix, lead, wide });
                 let splits = split(basis, &centers, |i| along[i]);
                 let each = splits.iter().zip(&along).zip(codes);
                 each.map(|((split, along), codes)| encode(sketch, split, *along, codes)).collect()
@@ -144,8 +147,8 @@ impl<'a> Queries<'a> {
             .collect();
         for (i, (terms, cap)) in parts.into_iter().flatten().zip(active).enumerate() {
             queries.slack.push(terms.slack);
-            queries.first_terms.push(terms.first.0);
-            queries.aims.push(terms.first.1);
+            queries.first_terms.push(terms.first);
+            queries.aims.push(terms.aim);
             queries.second_terms.push(terms.second);
             queries.lead_terms.push(terms.lead);
             queries.wide_terms.push(terms.wide);
@@ -158,8 +161,9 @@ impl<'a> Queries<'a> {
     pub fn set_threshold(&mut self, i: usize, threshold: f64) {
         let inside = up(threshold + self.slack[i]);
         let outside = -up(self.slack[i] - threshold);
-        let first = padded(self.sketch.basis.widths.first);
-        self.aims[i].set(threshold, &mut self.first_terms[i], &mut self.first_codes[i * first..(i + 1) * first]);
+        let Widths { first, second, .. } = self.sketch.basis.widths;
+        let codes = &mut self.prefix_codes[i * padded(second)..][..padded(first)];
+        self.aims[i].set(threshold, &mut self.first_terms[i], &mut self.second_terms[i].first_scale, codes);
         (self.second_terms[i].inside, self.second_terms[i].outside) = (inside, outside);
         (self.wide_terms[i].inside, self.wide_terms[i].outside) = (inside, outside);
     }
@@ -192,7 +196,8 @@ impl<'a> Queries<'a> {
             first: padded(widths.first),
             bytes: padded(widths.second),
             lead: padded(fine_width(widths.second)),
-            query_codes: &self.second_codes,
+            query_codes: &self.prefix_codes,
+            first_terms: &self.first_terms,
             query_terms: &self.second_terms,
             lead_codes: &self.lead_codes,
             lead_terms: &self.lead_terms,
@@ -200,16 +205,17 @@ impl<'a> Queries<'a> {
     }
 
     /// The rows that the first level leaves open, given a tile's second one.
-    fn first(&self, prefix: &Prefix<'_>, queries: &[u32], open: &mut [u64]) {
+    fn first(&self, prefix: &Prefix<'_>, queries: &[u32], open: &mut [u64], sums: &mut [[i32; TILE]]) {
         let first = First {
             codes: &prefix.codes[..TILE * prefix.first],
             bytes: prefix.first,
+            stride: prefix.bytes,
             folded: &prefix.terms[field::FOLDED..][..TILE],
             bounds: Bounds::of(prefix.terms),
-            query_codes: &self.first_codes,
+            query_codes: &self.prefix_codes,
             query_terms: &self.first_terms,
         };
-        self.kernels.first(&first, queries, open);
+        self.kernels.first(&first, queries, open, sums);
     }
 
     /// What the first and the second level say of a tile's rows, each on its own.
@@ -218,13 +224,16 @@ impl<'a> Queries<'a> {
         let prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile)?;
         let mut out = [vec![Decision::default(); queries.len()], vec![Decision::default(); queries.len()]];
         let mut masks = vec![0; queries.len()];
-        self.first(&prefix, queries, &mut masks);
+        let mut sums = vec![[0; TILE]; queries.len()];
+        self.first(&prefix, queries, &mut masks, &mut sums);
         for ((own, open), query) in out[0].iter_mut().zip(&masks).zip(queries) {
             *own = Decision { inside: !open & self.first_terms[*query as usize].inside, unsure: *open };
         }
         masks.fill(u64::MAX);
         let mut values = vec![[0.0; TILE]; queries.len()];
-        self.kernels.second(&prefix, queries, &masks, &mut out[1], &mut values, &mut Asking::default());
+        let places: Vec<usize> = (0..queries.len()).collect();
+        let asked = Asked { queries, masks: &masks, places: &places, sums: &sums };
+        self.kernels.second(&prefix, &asked, &mut out[1], &mut values, &mut Asking::default());
         Ok(out)
     }
 
@@ -239,10 +248,11 @@ impl<'a> Queries<'a> {
         out: &mut [Decision],
     ) -> Result<()> {
         let mut prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile)?;
-        with.first.clear();
-        with.first.resize(active.len(), u64::MAX);
-        if self.parts.has(Part::First) {
-            self.first(&prefix, active, &mut with.first);
+        with.first.resize(active.len(), 0);
+        with.sums.resize(active.len(), [0; TILE]);
+        self.first(&prefix, active, &mut with.first, &mut with.sums);
+        if !self.parts.has(Part::First) {
+            with.first.fill(u64::MAX);
         }
         with.places.clear();
         with.open.clear();
@@ -263,8 +273,8 @@ impl<'a> Queries<'a> {
             prefix.query_terms = &self.blind_terms;
         }
         if self.parts.reach(Part::Second) {
-            let (open, masks) = (&with.open, &with.masks);
-            self.kernels.second(&prefix, open, masks, &mut with.decisions, &mut with.values, &mut with.asking);
+            let asked = Asked { queries: &with.open, masks: &with.masks, places: &with.places, sums: &with.sums };
+            self.kernels.second(&prefix, &asked, &mut with.decisions, &mut with.values, &mut with.asking);
         } else {
             with.decisions.fill(OPEN);
         }
@@ -304,7 +314,7 @@ impl<'a> Queries<'a> {
         }
         let end = self.sketch.wide_codes.len().min((tile + 1) * TILE * stride);
         let codes = &self.sketch.wide_codes.slice(tile * TILE * stride..end)?[from..];
-        let late = &mut with.late[usize::from(level == Part::Last)];
+        let late = &mut with.late[tile % TILES_TOGETHER][usize::from(level == Part::Last)];
         if late.tile != Some(tile) {
             (late.tile, late.fetched, late.is_interleaved) = (Some(tile), 0, false);
         }

@@ -3,7 +3,7 @@
 use super::encode::{Sketch, Split, inverse, nearest};
 use super::fold::{self, Aim};
 use super::kernel::{FirstTerms, LeadTerms, PrefixTerms, WideTerms};
-use super::levels::{Bounds, FINE, FINER, fine_width, third_bytes};
+use super::levels::{Bounds, FINE, FINER, fine_width, padded, third_bytes};
 use super::{Widths, up};
 use crate::vectors::NORM_SLACK;
 
@@ -14,9 +14,6 @@ const FLOAT_SLACK: f64 = 2.5e-5;
 
 /// At least |x - mu| of any row and |q'| of any center: both are unit within 2^-6, the mean is at most 1.1 long.
 pub(crate) const LONGEST: f64 = 2.2;
-
-/// The second level's step may be finer than the first one's by this many powers of two: its sums stay below 2^31.
-const MAX_SHIFT: u32 = 8;
 
 /// Rounded up, with room for the rounding of the sum of squares.
 pub(super) fn norm<'a>(values: impl IntoIterator<Item = &'a f64>) -> f32 {
@@ -42,7 +39,8 @@ pub(super) fn code(values: &[f64], step: f64, codes: &mut [i8]) -> (Vec<f64>, i3
 /// The terms of a query, but for the threshold.
 pub(super) struct Terms {
     pub slack: f64,
-    pub first: (FirstTerms, Aim),
+    pub first: FirstTerms,
+    pub aim: Aim,
     pub second: PrefixTerms,
     pub lead: LeadTerms,
     pub wide: WideTerms,
@@ -50,34 +48,28 @@ pub(super) struct Terms {
 
 /// Where the codes of a query go.
 pub(super) struct Codes<'a> {
-    pub first: &'a mut [i8],
-    pub second: &'a mut [i8],
+    pub prefix: &'a mut [i8],
     pub lead: &'a mut [i8],
     pub wide: &'a mut [i8],
 }
 
 /// Codes of a query and its terms.
-pub(super) fn encode(
-    sketch: &Sketch,
-    split: &Split,
-    along: f64,
-    Codes { first: first_codes, second: prefix, lead, wide }: Codes<'_>,
-) -> Terms {
+pub(super) fn encode(sketch: &Sketch, split: &Split, along: f64, Codes { prefix, lead, wide }: Codes<'_>) -> Terms {
     let (basis, steps) = (&sketch.basis, sketch.steps);
-    let [first_step, second_step, third_step, rest_step] = steps.each().map(f64::from);
+    let [_, second_step, third_step, rest_step] = steps.each().map(f64::from);
     let Widths { first, second, third, all: _ } = basis.widths;
     let leading = fine_width(second);
     let step_of = |k: usize| steps.of(basis.widths, k);
+    let residual = |z: &[f32]| up(basis.residual(split.square, z) * (1.0 + NORM_SLACK));
     let a: Vec<f64> = split.z.iter().map(|x| f64::from(*x)).collect();
-    // One integer sum serves both parts of the prefix: the scale of the first is a power of two times the second's.
-    let (first_scale, second_scale) = (largest(&a[..first]) * first_step, largest(&a[first..second]) * second_step);
-    let ratio = if second_scale > 0.0 { (first_scale / second_scale).log2().floor().max(0.0) as u32 } else { 0 };
-    let shift = ratio.min(MAX_SHIFT);
-    let power = f64::from(1u32 << shift);
-    let scale = up(second_scale.max(first_scale / power) / 127.0);
-    let step = [power * f64::from(scale) * inverse(first_step), f64::from(scale) * inverse(second_step)];
-    let (mut lost, first_sum) = code(&a[..first], step[0], prefix);
-    let (second_lost, second_sum) = code(&a[first..second], step[1], &mut prefix[first..]);
+    let (offset, spread) = (along * basis.mean_square, up(along.abs()));
+    let defect = basis.defect(f64::from(norm(&a)), sketch.farthest);
+    let slack = FLOAT_SLACK + defect + 2e-7 * (offset.abs() + along.abs() * LONGEST);
+    let (first_terms, aim, first_scale, mut lost) =
+        fold::encode(sketch, split, (along, residual(&split.z[..first]), slack), &mut prefix[..padded(first)]);
+    let scale = up(largest(&a[first..second]) * second_step / 127.0);
+    let (second_lost, second_sum) =
+        code(&a[first..second], f64::from(scale) * inverse(second_step), &mut prefix[padded(first)..]);
     lost.extend(second_lost);
     // What the leading codes lose, in units of the rows' steps.
     let missing: Vec<f64> = lost[..leading].iter().enumerate().map(|(k, x)| x * step_of(k)).collect();
@@ -92,12 +84,9 @@ pub(super) fn encode(
     let (fine, rest) = others.split_at_mut(FINE);
     let (finer_lost, fine_sum) = code(&finer, f64::from(last_scale), fine);
     let (rest_lost, rest_sum) = code(&a[third..], f64::from(last_scale) * inverse(rest_step), rest);
-    let (offset, spread) = (along * basis.mean_square, up(along.abs()));
-    let residual = |z: &[f32]| up(basis.residual(split.square, z) * (1.0 + NORM_SLACK));
     let at_second = PrefixTerms {
-        start: -128 * first_sum,
-        shift,
-        second_start: -128 * second_sum,
+        start: -128 * second_sum,
+        first_scale,
         scale,
         offset: offset as f32,
         along: along as f32,
@@ -130,11 +119,10 @@ pub(super) fn encode(
         residual: residual(&split.z),
         ..third_costs
     };
-    let defect = basis.defect(f64::from(norm(&a)), sketch.farthest);
-    let slack = FLOAT_SLACK + defect + 2e-7 * (offset.abs() + along.abs() * LONGEST);
     Terms {
         slack,
-        first: fold::encode(sketch, split, (along, residual(&split.z[..first]), slack), first_codes),
+        first: first_terms,
+        aim,
         second: at_second,
         lead: LeadTerms { scale: lead_scale, start: -128 * lead_sum },
         wide: WideTerms {

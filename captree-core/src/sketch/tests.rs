@@ -246,10 +246,13 @@ proptest! {
         codes in prop::collection::vec(any::<u8>(), TILE * 12), folded in prop::collection::vec(any::<[i16; 2]>(), TILE),
         queries in prop::collection::vec((prop::collection::vec(-127i8..=127, 12), any::<[i16; 2]>(), 0usize..TILE), 1..10),
     ) {
-        let sum = |r: usize, (own, [a, b], _): &(Vec<i8>, [i16; 2], usize)| {
+        let alone = |r: usize, own: &[i8]| {
             let products = (0..12).map(|k| i32::from(codes[(k / 4 * TILE + r) * 4 + k % 4]) * i32::from(own[k]));
+            products.sum::<i32>()
+        };
+        let sum = |r: usize, (own, [a, b], _): &(Vec<i8>, [i16; 2], usize)| {
             let pairs = i32::from(*a).wrapping_mul(i32::from(folded[r][0]));
-            products.sum::<i32>().wrapping_add(pairs).wrapping_add(i32::from(*b).wrapping_mul(i32::from(folded[r][1])))
+            alone(r, own).wrapping_add(pairs).wrapping_add(i32::from(*b).wrapping_mul(i32::from(folded[r][1])))
         };
         let pairs: Vec<f32> = folded.iter().map(|p| f32::from_bits(fold::pair(*p))).collect();
         // The threshold is a row's own sum, or what float32 makes of it.
@@ -264,6 +267,7 @@ proptest! {
         let first = First {
             codes: &codes,
             bytes: 12,
+            stride: 12,
             folded: &pairs,
             bounds: &bounds,
             query_codes: &queries.iter().flat_map(|q| q.0.clone()).collect::<Vec<_>>(),
@@ -275,8 +279,13 @@ proptest! {
             .collect();
         for kernels in IntKernels::available() {
             let mut open = vec![0; queries.len()];
-            kernels.first(&first, &numbers, &mut open);
+            let mut sums = vec![[0; TILE]; queries.len()];
+            kernels.first(&first, &numbers, &mut open, &mut sums);
             prop_assert_eq!(&open, &want, "{}", kernels.name());
+            for (query, sums) in queries.iter().zip(&sums) {
+                let want: [i32; TILE] = std::array::from_fn(|r| alone(r, &query.0));
+                prop_assert_eq!(sums, &want, "{}", kernels.name());
+            }
         }
     }
 
@@ -300,9 +309,8 @@ proptest! {
 }
 
 #[test]
-fn sums_that_wrap_around_are_right() {
-    // The widest prefix, all codes at their ends, and a second part so small that the first counts 2^8 times: what is summed
-    // passes 2^31 before the start is taken off.
+fn sums_of_the_widest_prefix_are_right() {
+    // The widest prefix, all codes at their ends.
     let (dim, first) = (512, 508);
     let mut row = vec![1.0 / (first as f32).sqrt(); dim];
     row[first..].fill(1e-6);

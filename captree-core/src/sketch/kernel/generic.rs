@@ -1,6 +1,6 @@
 //! The tile loops, written once over [`Lanes`].
 
-use super::{Asking, Decision, Dense, First, LeadTerms, Prefix, PrefixTerms, Rows, Test, WideTest};
+use super::{Asked, Asking, Decision, Dense, First, LeadTerms, Prefix, PrefixTerms, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::Bounds;
 
@@ -13,7 +13,7 @@ const PARTS: usize = TILE / ROWS;
 ///
 /// # Safety
 /// All methods need the CPU feature of the implementing instruction set; `load` needs 64 readable bytes, `add_pairs` 16
-/// readable numbers, `test` 16 at each of the places it names and `values`, like `add_values`, 16 writable ones.
+/// readable numbers, `test` 16 at each of the places it names and at `first`; `values`, like `store` and `add_values`, 16 writable ones.
 pub(super) trait Lanes {
     type Sums: Copy;
     type Codes: Copy;
@@ -30,12 +30,17 @@ pub(super) trait Lanes {
     unsafe fn add_pairs(sums: Self::Sums, rows: *const f32, query: u32) -> Self::Sums;
     /// Bits of the rows whose sum is at least this.
     unsafe fn at_least(sums: Self::Sums, least: i32) -> u16;
-    /// Multiplies by `2^shift` and adds.
-    unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums;
-    /// Bits of rows surely inside, and of rows not surely outside, by the second level; `GROUP` with the radius and
-    /// reach of tiles. Writes the values that were tested to `values`, unless that is null.
-    unsafe fn test<const GROUP: bool>(sums: Self::Sums, terms: *const f32, test: &Test, values: *mut f32)
-    -> (u16, u16);
+    /// Writes the sums.
+    unsafe fn store(sums: Self::Sums, into: *mut i32);
+    /// Bits of rows surely inside, and of rows not surely outside, by the second level, whose sums go on from the `first`
+    /// ones; `GROUP` with the radius and reach of tiles. Writes the values that were tested to `values`, unless that is null.
+    unsafe fn test<const GROUP: bool>(
+        sums: Self::Sums,
+        first: *const i32,
+        terms: *const f32,
+        test: &Test,
+        values: *mut f32,
+    ) -> (u16, u16);
     /// Bits of rows surely inside, and of rows not surely outside, by the test of one of the wider levels; updates sixteen
     /// values, `residuals` has as many readable numbers.
     unsafe fn wide_test(sums: Self::Sums, values: *mut f32, residuals: *const f32, test: &WideTest) -> (u16, u16);
@@ -48,16 +53,16 @@ pub(super) trait Lanes {
 /// # Safety
 /// As for [`Lanes`], and the lengths that [`super::IntKernels`] checks.
 #[inline(always)]
-pub(super) unsafe fn first<L: Lanes>(first: &First<'_>, queries: &[u32], open: &mut [u64]) {
+pub(super) unsafe fn first<L: Lanes>(first: &First<'_>, queries: &[u32], open: &mut [u64], kept: &mut [[i32; TILE]]) {
     let mut i = 0;
     // SAFETY: forwarded from the caller; `i` stays below the number of queries.
     unsafe {
         while i + 4 <= queries.len() {
-            first_block::<L, 4>(first, queries, i, open);
+            first_block::<L, 4>(first, queries, i, open, kept);
             i += 4;
         }
         while i < queries.len() {
-            first_block::<L, 1>(first, queries, i, open);
+            first_block::<L, 1>(first, queries, i, open, kept);
             i += 1;
         }
     }
@@ -66,7 +71,13 @@ pub(super) unsafe fn first<L: Lanes>(first: &First<'_>, queries: &[u32], open: &
 /// # Safety
 /// As for [`first`]; there are queries `at..at + Q`.
 #[inline(always)]
-unsafe fn first_block<L: Lanes, const Q: usize>(first: &First<'_>, queries: &[u32], at: usize, open: &mut [u64]) {
+unsafe fn first_block<L: Lanes, const Q: usize>(
+    first: &First<'_>,
+    queries: &[u32],
+    at: usize,
+    open: &mut [u64],
+    kept: &mut [[i32; TILE]],
+) {
     // SAFETY: the tile and every query have `bytes` codes, every row a pair.
     unsafe {
         let mut terms = [first.query_terms.as_ptr(); Q];
@@ -75,14 +86,16 @@ unsafe fn first_block<L: Lanes, const Q: usize>(first: &First<'_>, queries: &[u3
         for q in 0..Q {
             let number = *queries.get_unchecked(at + q) as usize;
             terms[q] = terms[q].add(number);
-            query[q] = query[q].add(number * first.bytes);
+            query[q] = query[q].add(number * first.stride);
             sums[q] = [L::start((*terms[q]).start); PARTS];
         }
         products::<L, Q>(first.codes.as_ptr(), (0, first.bytes), &query, &mut sums);
         for q in 0..Q {
             let terms = &*terms[q];
             let (least, open) = (terms.least_open(first.bounds), open.get_unchecked_mut(at + q));
+            let kept = kept.get_unchecked_mut(at + q).as_mut_ptr();
             for p in 0..PARTS {
+                L::store(sums[q][p], kept.add(p * ROWS));
                 let sums = L::add_pairs(sums[q][p], first.folded.as_ptr().add(p * ROWS), terms.pair);
                 super::set(open, p, L::at_least(sums, least));
             }
@@ -100,17 +113,17 @@ pub(super) unsafe fn group<L: Lanes>(prefix: &Prefix<'_>, queries: &[u32], out: 
     // SAFETY: forwarded from the caller; `i` stays below the number of queries.
     unsafe {
         while i + 4 <= queries.len() {
-            block::<L, true, 4>(prefix, queries, i, out, &mut []);
+            group_block::<L, 4>(prefix, queries, i, out);
             i += 4;
         }
         while i < queries.len() {
-            block::<L, true, 1>(prefix, queries, i, out, &mut []);
+            group_block::<L, 1>(prefix, queries, i, out);
             i += 1;
         }
     }
 }
 
-/// The second level of a tile for those sixteen rows of each query of which `masks` has a bit; then what the query's leading
+/// The second level of a tile for those sixteen rows of each query of which some are asked for; then what the query's leading
 /// codes lost, for those of which some row stays open. `values` has one entry per query, `asking` is a buffer.
 ///
 /// # Safety
@@ -118,12 +131,12 @@ pub(super) unsafe fn group<L: Lanes>(prefix: &Prefix<'_>, queries: &[u32], out: 
 #[inline(always)]
 pub(super) unsafe fn second<L: Lanes>(
     prefix: &Prefix<'_>,
-    queries: &[u32],
-    masks: &[u64],
+    asked: &Asked<'_>,
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
     asking: &mut Asking,
 ) {
+    let Asked { queries, masks, .. } = *asked;
     asking.iter_mut().for_each(Vec::clear);
     // SAFETY: forwarded from the caller; places stay below the number of queries, parts below four.
     unsafe {
@@ -131,7 +144,7 @@ pub(super) unsafe fn second<L: Lanes>(
             // With most parts wanted it costs less to do all.
             let wanted: u32 = masks.iter().map(|mask| parts_of(*mask).count_ones()).sum();
             if masks.len() == 4 && wanted > 11 {
-                block::<L, false, 4>(prefix, queries, 4 * four, out, values);
+                second_block::<L>(prefix, asked, 4 * four, out, values);
                 continue;
             }
             for (q, mask) in masks.iter().enumerate() {
@@ -142,9 +155,9 @@ pub(super) unsafe fn second<L: Lanes>(
         for (part, places) in asking.iter().enumerate() {
             for places in places.chunks(8) {
                 if places.len() > 4 {
-                    second_part::<L, 8>(prefix, queries, (part, places), out, values);
+                    second_part::<L, 8>(prefix, asked, (part, places), out, values);
                 } else {
-                    second_part::<L, 4>(prefix, queries, (part, places), out, values);
+                    second_part::<L, 4>(prefix, asked, (part, places), out, values);
                 }
             }
         }
@@ -164,6 +177,41 @@ pub(super) unsafe fn second<L: Lanes>(
     }
 }
 
+/// The second level of all rows of a tile for four queries.
+///
+/// # Safety
+/// As for [`group`]; there are queries `at..at + 4`.
+#[inline(always)]
+unsafe fn second_block<L: Lanes>(
+    prefix: &Prefix<'_>,
+    asked: &Asked<'_>,
+    at: usize,
+    out: &mut [Decision],
+    values: &mut [[f32; TILE]],
+) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let bounds = Bounds::of(prefix.terms);
+        let places: [u32; 4] = std::array::from_fn(|q| (at + q) as u32);
+        let query = query_codes(prefix.query_codes, prefix.bytes, asked.queries, &places);
+        let mut sums = [[L::start(0); PARTS]; 4];
+        for q in 0..4 {
+            sums[q] = [L::start(terms_of(prefix, asked.queries, places[q]).start); PARTS];
+        }
+        products::<L, 4>(prefix.codes.as_ptr(), (prefix.first, prefix.bytes), &query, &mut sums);
+        for q in 0..4 {
+            let test = terms_of(prefix, asked.queries, places[q]).test(bounds);
+            let own = values.get_unchecked_mut(at + q).as_mut_ptr();
+            let (first, decision) = (first_sums(asked, at + q), out.get_unchecked_mut(at + q));
+            for p in 0..PARTS {
+                let terms = prefix.terms.as_ptr().add(p * ROWS);
+                let (inside, open) = L::test::<false>(sums[q][p], first.add(p * ROWS), terms, &test, own.add(p * ROWS));
+                decision.set(p, inside, open);
+            }
+        }
+    }
+}
+
 /// The second level of sixteen rows for at most `Q` queries: as many sums as hide the latency of a product.
 ///
 /// # Safety
@@ -171,7 +219,7 @@ pub(super) unsafe fn second<L: Lanes>(
 #[inline(always)]
 unsafe fn second_part<L: Lanes, const Q: usize>(
     prefix: &Prefix<'_>,
-    queries: &[u32],
+    asked: &Asked<'_>,
     (part, places): (usize, &[u32]),
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
@@ -183,19 +231,15 @@ unsafe fn second_part<L: Lanes, const Q: usize>(
         let at: [u32; Q] = padded(places);
         let mut sums = [L::start(0); Q];
         for c in 0..Q {
-            sums[c] = L::start(terms_of(prefix, queries, at[c]).start);
+            sums[c] = L::start(terms_of(prefix, asked.queries, at[c]).start);
         }
-        let query = query_codes(prefix.query_codes, prefix.bytes, queries, &at);
-        together::<L, Q>(codes, (0, prefix.first), &query, &mut sums);
-        for c in 0..Q {
-            let terms = terms_of(prefix, queries, at[c]);
-            sums[c] = L::shift(sums[c], terms.shift, terms.second_start);
-        }
+        let query = query_codes(prefix.query_codes, prefix.bytes, asked.queries, &at);
         together::<L, Q>(codes, (prefix.first, prefix.bytes), &query, &mut sums);
         for (c, place) in places.iter().enumerate() {
-            let test = terms_of(prefix, queries, *place).test(bounds);
+            let test = terms_of(prefix, asked.queries, *place).test(bounds);
             let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
-            let (inside, open) = L::test::<false>(sums[c], prefix.terms.as_ptr().add(part * ROWS), &test, own);
+            let first = first_sums(asked, *place as usize).add(part * ROWS);
+            let (inside, open) = L::test::<false>(sums[c], first, prefix.terms.as_ptr().add(part * ROWS), &test, own);
             out.get_unchecked_mut(*place as usize).set(part, inside, open);
         }
     }
@@ -329,6 +373,14 @@ unsafe fn terms_of<'a>(prefix: &Prefix<'a>, queries: &[u32], place: u32) -> &'a 
 }
 
 /// # Safety
+/// There is a query `place`.
+#[inline(always)]
+unsafe fn first_sums(asked: &Asked<'_>, place: usize) -> *const i32 {
+    // SAFETY: forwarded from the caller; places were checked against the sums.
+    unsafe { asked.sums.get_unchecked(*asked.places.get_unchecked(place)).as_ptr() }
+}
+
+/// # Safety
 /// As for [`terms_of`].
 #[inline(always)]
 unsafe fn lead_of<'a>(prefix: &Prefix<'a>, queries: &[u32], place: u32) -> &'a LeadTerms {
@@ -401,42 +453,35 @@ unsafe fn products<L: Lanes, const Q: usize>(
 }
 
 /// # Safety
-/// As for [`group`]; there are queries `first..first + Q`.
+/// As for [`group`]; there are queries `at..at + Q`.
 #[inline(always)]
-unsafe fn block<L: Lanes, const GROUP: bool, const Q: usize>(
-    prefix: &Prefix<'_>,
-    queries: &[u32],
-    first: usize,
-    out: &mut [Decision],
-    values: &mut [[f32; TILE]],
-) {
-    // SAFETY: the codes hold `bytes` bytes per row and query, of which the first level's come first; the terms hold
+unsafe fn group_block<L: Lanes, const Q: usize>(prefix: &Prefix<'_>, queries: &[u32], at: usize, out: &mut [Decision]) {
+    // SAFETY: the codes hold `bytes` bytes per tile and query, of which the first level's come first; the terms hold
     // fields of TILE numbers each.
     unsafe {
         let (codes, bounds) = (prefix.codes.as_ptr(), Bounds::of(prefix.terms));
-        let mut terms = [terms_of(prefix, queries, first as u32); Q];
-        let mut query = [prefix.query_codes.as_ptr(); Q];
+        let places: [u32; Q] = std::array::from_fn(|q| (at + q) as u32);
+        let query = query_codes(prefix.query_codes, prefix.bytes, queries, &places);
         let mut sums = [[L::start(0); PARTS]; Q];
         for q in 0..Q {
-            terms[q] = terms_of(prefix, queries, (first + q) as u32);
-            query[q] = query[q].add(*queries.get_unchecked(first + q) as usize * prefix.bytes);
-            sums[q] = [L::start(terms[q].start); PARTS];
+            let number = *queries.get_unchecked(at + q) as usize;
+            sums[q] = [L::start(prefix.first_terms.get_unchecked(number).start); PARTS];
         }
         products::<L, Q>(codes, (0, prefix.first), &query, &mut sums);
+        let mut first = [[0; TILE]; Q];
         for q in 0..Q {
             for p in 0..PARTS {
-                sums[q][p] = L::shift(sums[q][p], terms[q].shift, terms[q].second_start);
+                L::store(sums[q][p], first[q].as_mut_ptr().add(p * ROWS));
             }
+            sums[q] = [L::start(terms_of(prefix, queries, places[q]).start); PARTS];
         }
         products::<L, Q>(codes, (prefix.first, prefix.bytes), &query, &mut sums);
         for q in 0..Q {
-            let test = terms[q].test(bounds);
-            let own = if GROUP { std::ptr::null_mut() } else { values.get_unchecked_mut(first + q).as_mut_ptr() };
-            let decision = out.get_unchecked_mut(first + q);
+            let test = terms_of(prefix, queries, places[q]).test(bounds);
+            let decision = out.get_unchecked_mut(at + q);
             for p in 0..PARTS {
-                let values = if GROUP { own } else { own.add(p * ROWS) };
-                let at = prefix.terms.as_ptr().add(p * ROWS);
-                let (inside, open) = L::test::<GROUP>(sums[q][p], at, &test, values);
+                let (first, at) = (first[q].as_ptr().add(p * ROWS), prefix.terms.as_ptr().add(p * ROWS));
+                let (inside, open) = L::test::<true>(sums[q][p], first, at, &test, std::ptr::null_mut());
                 decision.set(p, inside, open);
             }
         }

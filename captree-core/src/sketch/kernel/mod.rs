@@ -45,12 +45,10 @@ impl FirstTerms {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub(crate) struct PrefixTerms {
-    /// Where the integer sum starts, which takes away that codes of rows are stored plus 128.
+    /// Where the integer sum of the level's own columns starts, which takes away that codes of rows are stored plus 128.
     pub start: i32,
-    /// What the level's own columns add to the start, after the first level's sum was multiplied by `2^shift`.
-    pub shift: u32,
-    pub second_start: i32,
-    /// What the integer sum is worth.
+    /// What the first level's sum is worth, and that of the level's own columns.
+    pub first_scale: f32,
     pub scale: f32,
     /// `<q, mu>`.
     pub offset: f32,
@@ -96,6 +94,7 @@ pub(crate) struct LeadTerms {
 
 /// The second level's test of one query.
 struct Test {
+    first_scale: f32,
     scale: f32,
     offset: f32,
     along: f32,
@@ -115,6 +114,7 @@ impl PrefixTerms {
             + self.first_length * bounds.first_length
             + (self.second_lost * bounds.second_lost + self.second_length * bounds.second_length);
         Test {
+            first_scale: self.first_scale,
             scale: self.scale,
             offset: self.offset,
             along: self.along,
@@ -221,6 +221,8 @@ pub(crate) struct First<'a> {
     /// Codes, interleaved by groups of four dims, `bytes` each.
     pub codes: &'a [u8],
     pub bytes: usize,
+    /// From a query's codes to the next one's.
+    pub stride: usize,
     /// Two integers per row.
     pub folded: &'a [f32],
     pub bounds: &'a Bounds,
@@ -239,8 +241,9 @@ pub(crate) struct Prefix<'a> {
     pub first: usize,
     pub bytes: usize,
     pub lead: usize,
-    /// Of all queries: codes, and terms.
+    /// Of all queries: codes, and terms of both levels.
     pub query_codes: &'a [i8],
+    pub first_terms: &'a [FirstTerms],
     pub query_terms: &'a [PrefixTerms],
     /// Second codes of the leading columns, `lead` each, and their terms.
     pub lead_codes: &'a [i8],
@@ -254,10 +257,21 @@ impl Prefix<'_> {
         let (count, parts) = (self.query_terms.len(), [self.first, self.bytes, self.lead]);
         assert!(parts.iter().all(|b| b.is_multiple_of(4) && *b <= self.bytes));
         assert!(self.codes.len() == TILE * self.bytes && self.terms.len() == TERMS);
-        assert!(self.query_codes.len() == count * self.bytes);
+        assert!(self.query_codes.len() == count * self.bytes && self.first_terms.len() == count);
         assert!(self.lead_codes.len() == count * self.lead && self.lead_terms.len() == count);
         assert!(out.len() == queries.len() && queries.iter().all(|q| (*q as usize) < count));
     }
+}
+
+/// What is asked of the second level.
+pub(crate) struct Asked<'a> {
+    /// Numbers of the queries.
+    pub queries: &'a [u32],
+    /// Of each, the rows in question.
+    pub masks: &'a [u64],
+    /// Of each, where the first level's sums are.
+    pub places: &'a [usize],
+    pub sums: &'a [[i32; TILE]],
 }
 
 /// What one of the wider levels reads of all rows of a tile, interleaved like the codes of a prefix, and the queries that
@@ -291,13 +305,13 @@ pub(crate) struct Rows<'a> {
 pub(crate) type Asking = [Vec<u32>; TILE / QUARTER];
 
 type Wide = unsafe fn(&Rows<'_>, &[i8], u16, &mut [f32; QUARTER], &WideTest) -> (u16, u16);
-type Second = unsafe fn(&Prefix<'_>, &[u32], &[u64], &mut [Decision], &mut [[f32; TILE]], &mut Asking);
+type Second = unsafe fn(&Prefix<'_>, &Asked<'_>, &mut [Decision], &mut [[f32; TILE]], &mut Asking);
 
 /// The kernels of one instruction set. Holding one proves that the CPU has it.
 #[derive(Clone, Copy)]
 pub(crate) struct IntKernels {
     name: &'static str,
-    first: unsafe fn(&First<'_>, &[u32], &mut [u64]),
+    first: unsafe fn(&First<'_>, &[u32], &mut [u64], &mut [[i32; TILE]]),
     second: Second,
     group: unsafe fn(&Prefix<'_>, &[u32], &mut [Decision]),
     dense: unsafe fn(&Dense<'_>, &mut [[f32; TILE]], &mut [Decision]),
@@ -329,39 +343,42 @@ impl IntKernels {
         self.name
     }
 
-    /// Bit `r` of `open[i]` says that the first level cannot decide row `r` of a tile for query `queries[i]`.
+    /// Bit `r` of `open[i]` says that the first level cannot decide row `r` of a tile for query `queries[i]`; `sums[i]` gets
+    /// the sums over the codes alone.
     ///
     /// # Panics
     /// If lengths do not fit.
-    pub fn first(&self, first: &First<'_>, queries: &[u32], open: &mut [u64]) {
-        let First { codes, bytes, folded, bounds: _, query_codes, query_terms } = first;
+    pub fn first(&self, first: &First<'_>, queries: &[u32], open: &mut [u64], sums: &mut [[i32; TILE]]) {
+        let First { codes, bytes, stride, folded, bounds: _, query_codes, query_terms } = first;
         let count = query_terms.len();
         assert!(bytes.is_multiple_of(4) && codes.len() == TILE * bytes && folded.len() == TILE);
-        assert!(query_codes.len() == count * bytes && queries.iter().all(|q| (*q as usize) < count));
-        assert!(open.len() == queries.len());
+        assert!(query_codes.len() == count * stride && bytes <= stride);
+        assert!(queries.iter().all(|q| (*q as usize) < count));
+        assert!(open.len() == queries.len() && sums.len() == queries.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.first)(first, queries, open) }
+        unsafe { (self.first)(first, queries, open, sums) }
     }
 
-    /// `out[i]` decides for query `queries[i]`, by the second level, the rows of a tile that are bits of `masks[i]`; what it
-    /// says of others means nothing. For rows
-    /// that stay open, `values[i]` gets the estimates of the dot products, the query's leading columns refined.
+    /// `out[i]` decides for query `i` of those that ask, by the second level, the rows of a tile that it asks for; what it
+    /// says of others means nothing. For rows that stay open, `values[i]` gets the estimates of the dot products, the
+    /// query's leading columns refined.
     ///
     /// # Panics
     /// If lengths do not fit.
     pub fn second(
         &self,
         prefix: &Prefix<'_>,
-        queries: &[u32],
-        masks: &[u64],
+        asked: &Asked<'_>,
         out: &mut [Decision],
         values: &mut [[f32; TILE]],
         asking: &mut Asking,
     ) {
-        prefix.check(queries, out);
-        assert!(values.len() == queries.len() && masks.len() == queries.len());
+        let count = asked.queries.len();
+        prefix.check(asked.queries, out);
+        assert!(values.len() == count && asked.masks.len() == count && asked.places.len() == count);
+        assert!(asked.places.iter().all(|p| *p < asked.sums.len()));
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.second)(prefix, queries, masks, out, values, asking) }
+        unsafe { (self.second)(prefix, asked, out, values, asking) }
     }
 
     /// `out[i]` decides 64 tiles, each as a whole, for query `queries[i]`.

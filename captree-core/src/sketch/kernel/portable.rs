@@ -1,7 +1,7 @@
 //! The tile loop in plain Rust, for any CPU.
 
 use super::generic::{self, Lanes, ROWS};
-use super::{Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
+use super::{Asked, Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::fold::unpair;
 use crate::sketch::levels::field;
@@ -54,13 +54,15 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
-        sums.map(|s| (s << shift).wrapping_add(plus))
+    unsafe fn store(sums: Self::Sums, into: *mut i32) {
+        // SAFETY: the caller promises room for 16 numbers.
+        unsafe { *into.cast() = sums }
     }
 
     #[inline(always)]
     unsafe fn test<const GROUP: bool>(
         sums: Self::Sums,
+        first: *const i32,
         terms: *const f32,
         test: &Test,
         values: *mut f32,
@@ -69,7 +71,10 @@ impl Lanes for Portable {
         let term = |field: usize, r: usize| unsafe { *terms.add(field + r) };
         let (mut inside, mut open) = (0, 0);
         for (r, sum) in sums.iter().enumerate() {
-            let value = test.offset + test.along * term(field::SHIFT, r) + test.scale * *sum as f32;
+            // SAFETY: the caller promises 16 sums.
+            let first = unsafe { *first.add(r) } as f32;
+            let start = test.offset + test.along * term(field::SHIFT, r);
+            let value = start + test.first_scale * first + test.scale * *sum as f32;
             let mut error = test.residual * term(field::SECOND_RESIDUAL, r);
             if GROUP {
                 error += test.length * term(field::RADIUS, r) + test.spread * term(field::REACH, r);
@@ -100,9 +105,9 @@ impl Lanes for Portable {
     }
 }
 
-unsafe fn first(first: &First<'_>, queries: &[u32], open: &mut [u64]) {
+unsafe fn first(first: &First<'_>, queries: &[u32], open: &mut [u64], sums: &mut [[i32; TILE]]) {
     // SAFETY: the caller keeps the contract; no CPU feature is needed.
-    unsafe { generic::first::<Portable>(first, queries, open) }
+    unsafe { generic::first::<Portable>(first, queries, open, sums) }
 }
 
 unsafe fn group(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
@@ -112,14 +117,13 @@ unsafe fn group(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
 
 unsafe fn second(
     prefix: &Prefix<'_>,
-    queries: &[u32],
-    masks: &[u64],
+    asked: &Asked<'_>,
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
     asking: &mut Asking,
 ) {
     // SAFETY: as above.
-    unsafe { generic::second::<Portable>(prefix, queries, masks, out, values, asking) }
+    unsafe { generic::second::<Portable>(prefix, asked, out, values, asking) }
 }
 
 unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {

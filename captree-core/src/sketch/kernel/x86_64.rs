@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::generic::{self, Lanes, ROWS};
-use super::{Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
+use super::{Asked, Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
 
@@ -51,24 +51,27 @@ impl Lanes for Vnni {
     }
 
     #[inline(always)]
-    unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
-        // SAFETY: the caller has AVX-512F.
-        unsafe { _mm512_add_epi32(_mm512_sll_epi32(sums, _mm_cvtsi32_si128(shift as i32)), _mm512_set1_epi32(plus)) }
+    unsafe fn store(sums: Self::Sums, into: *mut i32) {
+        // SAFETY: the caller has AVX-512F and room for 16 numbers.
+        unsafe { _mm512_storeu_si512(into.cast(), sums) }
     }
 
     #[inline(always)]
     unsafe fn test<const GROUP: bool>(
         sums: Self::Sums,
+        first: *const i32,
         terms: *const f32,
         test: &Test,
         values: *mut f32,
     ) -> (u16, u16) {
-        // SAFETY: the caller has AVX-512F, 16 readable numbers at each field of the level, and room for 16 values.
+        // SAFETY: the caller has AVX-512F, 16 sums and as many numbers at each field of the level, and room for 16 values.
         unsafe {
             let term = |field: usize| _mm512_loadu_ps(terms.add(field));
             let all = |x: f32| _mm512_set1_ps(x);
             let sum = _mm512_cvtepi32_ps(sums);
+            let first = _mm512_cvtepi32_ps(_mm512_loadu_si512(first.cast()));
             let start = _mm512_fmadd_ps(all(test.along), term(field::SHIFT), all(test.offset));
+            let start = _mm512_fmadd_ps(all(test.first_scale), first, start);
             let value = _mm512_fmadd_ps(all(test.scale), sum, start);
             let residual = term(field::SECOND_RESIDUAL);
             let (low, high) = if GROUP {
@@ -272,29 +275,32 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
-        // SAFETY: the caller has AVX2.
+    unsafe fn store(sums: Self::Sums, into: *mut i32) {
+        // SAFETY: the caller has AVX2 and room for 16 numbers.
         unsafe {
-            let by = _mm_cvtsi32_si128(shift as i32);
-            sums.map(|s| _mm256_add_epi32(_mm256_sll_epi32(s, by), _mm256_set1_epi32(plus)))
+            _mm256_storeu_si256(into.cast(), sums[0]);
+            _mm256_storeu_si256(into.add(8).cast(), sums[1]);
         }
     }
 
     #[inline(always)]
     unsafe fn test<const GROUP: bool>(
         sums: Self::Sums,
+        first: *const i32,
         terms: *const f32,
         test: &Test,
         values: *mut f32,
     ) -> (u16, u16) {
         let (mut inside, mut open) = (0, 0);
         for (h, sums) in sums.into_iter().enumerate() {
-            // SAFETY: the caller has AVX2 and FMA, 16 readable numbers at each field of the level, and room for 16 values.
+            // SAFETY: the caller has AVX2 and FMA, 16 sums and as many numbers at each field of the level, and room for 16 values.
             unsafe {
                 let term = |field: usize| _mm256_loadu_ps(terms.add(field + 8 * h));
                 let all = |x: f32| _mm256_set1_ps(x);
                 let sum = _mm256_cvtepi32_ps(sums);
+                let first = _mm256_cvtepi32_ps(_mm256_loadu_si256(first.add(8 * h).cast()));
                 let start = _mm256_fmadd_ps(all(test.along), term(field::SHIFT), all(test.offset));
+                let start = _mm256_fmadd_ps(all(test.first_scale), first, start);
                 let value = _mm256_fmadd_ps(all(test.scale), sum, start);
                 let residual = term(field::SECOND_RESIDUAL);
                 let mut error = _mm256_mul_ps(all(test.residual), residual);
@@ -353,9 +359,9 @@ macro_rules! levels {
             use super::*;
 
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn first(first: &First<'_>, queries: &[u32], open: &mut [u64]) {
+            pub(super) unsafe fn first(first: &First<'_>, queries: &[u32], open: &mut [u64], sums: &mut [[i32; TILE]]) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::first::<$lanes>(first, queries, open) }
+                unsafe { generic::first::<$lanes>(first, queries, open, sums) }
             }
 
             #[target_feature(enable = $features)]
@@ -367,14 +373,13 @@ macro_rules! levels {
             #[target_feature(enable = $features)]
             pub(super) unsafe fn second(
                 prefix: &Prefix<'_>,
-                queries: &[u32],
-                masks: &[u64],
+                asked: &Asked<'_>,
                 out: &mut [Decision],
                 values: &mut [[f32; TILE]],
                 asking: &mut Asking,
             ) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::second::<$lanes>(prefix, queries, masks, out, values, asking) }
+                unsafe { generic::second::<$lanes>(prefix, asked, out, values, asking) }
             }
 
             #[target_feature(enable = $features)]

@@ -114,9 +114,8 @@ fn vector(coordinates: &[(usize, f32)]) -> Vec<f32> {
 fn second_code() -> Case {
     let steps = Steps { first: STEP, second: STEP / 16.0, third: STEP, rest: STEP };
     let (large, small) = (0.95, 0.04);
-    // Steps of the query's codes, as they come out: `g` for both parts, the first one times 2^8.
-    let g = large * STEP / 256.0 / 127.0;
-    let [first, second] = [256.0 * g / steps.first, g / steps.second];
+    // Steps of the query's codes, as they come out: its largest coordinate of each level is 127 of them.
+    let [first, second] = [large / 127.0, small / 127.0];
     let columns = || WIDTHS.first..64;
     let row: Vec<(usize, f32)> = columns().map(|k| (k, 127.0 * steps.second)).collect();
     let mut query: Vec<(usize, f32)> = columns().map(|k| (k, 10.4 * second)).collect();

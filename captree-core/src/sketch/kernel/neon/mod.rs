@@ -9,7 +9,7 @@ mod products;
 use products::{Mixed, Plain, Products, Signed};
 
 use super::generic::{self, Lanes, ROWS};
-use super::{Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
+use super::{Asked, Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
 
@@ -135,27 +135,27 @@ impl<P: Products> Lanes for Neon<P> {
     }
 
     #[inline(always)]
-    unsafe fn shift(sums: Self::Sums, shift: u32, plus: i32) -> Self::Sums {
-        // SAFETY: the caller has the features.
-        unsafe {
-            let (by, plus) = (vdupq_n_s32(shift as i32), vdupq_n_s32(plus));
-            Sums { rows: sums.whole().map(|s| vaddq_s32(vshlq_s32(s, by), plus)), lack: P::no_lack() }
-        }
+    unsafe fn store(sums: Self::Sums, into: *mut i32) {
+        // SAFETY: the caller has the features and room for 16 numbers.
+        unsafe { sums.whole().into_iter().enumerate().for_each(|(part, sums)| vst1q_s32(into.add(4 * part), sums)) }
     }
 
     #[inline(always)]
     unsafe fn test<const GROUP: bool>(
         sums: Self::Sums,
+        first: *const i32,
         terms: *const f32,
         test: &Test,
         values: *mut f32,
     ) -> (u16, u16) {
-        // SAFETY: the caller has the features, 16 readable numbers at each field of the level, and room for 16 values.
+        // SAFETY: the caller has the features, 16 sums and as many numbers at each field of the level, and room for 16 values.
         unsafe {
             let (mut inside, mut open) = (Mask::new(), Mask::new());
             for (part, sums) in sums.whole().into_iter().enumerate() {
                 let term = |field: usize| vld1q_f32(terms.add(field + 4 * part));
+                let first = vcvtq_f32_s32(vld1q_s32(first.add(4 * part)));
                 let start = vfmaq_n_f32(vdupq_n_f32(test.offset), term(field::SHIFT), test.along);
+                let start = vfmaq_n_f32(start, first, test.first_scale);
                 let value = vfmaq_n_f32(start, vcvtq_f32_s32(sums), test.scale);
                 let residual = term(field::SECOND_RESIDUAL);
                 let mut error = vmulq_n_f32(residual, test.residual);
@@ -276,9 +276,9 @@ macro_rules! kernels {
             type L = Neon<$products>;
 
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn first(first: &First<'_>, queries: &[u32], open: &mut [u64]) {
+            pub(super) unsafe fn first(first: &First<'_>, queries: &[u32], open: &mut [u64], sums: &mut [[i32; TILE]]) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::first::<L>(first, queries, open) }
+                unsafe { generic::first::<L>(first, queries, open, sums) }
             }
 
             #[target_feature(enable = $features)]
@@ -290,14 +290,13 @@ macro_rules! kernels {
             #[target_feature(enable = $features)]
             pub(super) unsafe fn second(
                 prefix: &Prefix<'_>,
-                queries: &[u32],
-                masks: &[u64],
+                asked: &Asked<'_>,
                 out: &mut [Decision],
                 values: &mut [[f32; TILE]],
                 asking: &mut Asking,
             ) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::second::<L>(prefix, queries, masks, out, values, asking) }
+                unsafe { generic::second::<L>(prefix, asked, out, values, asking) }
             }
 
             #[target_feature(enable = $features)]
