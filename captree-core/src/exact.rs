@@ -85,7 +85,23 @@ pub fn distance(kernels: &Kernels, center: &[f32], row: &[f32]) -> f64 {
     // `e - lo` rounds once, relative to at most 2^-52: far below the doubled bound.
     let slack = 2.0 * pair_error(center.len()) + f64::EPSILON * f64::EPSILON;
     let (low, high) = (s + (e - slack), s + (e + slack));
-    if low == high { low } else { expand(center, row, -1.0, &[1.0]).round() }
+    if low == high {
+        return low;
+    }
+    // Mostly a tie. All numbers above are whole multiples of the unit; two that lie closer than that are equal.
+    if slack < unit(center) * unit(row) { s } else { expand(center, row, -1.0, &[1.0]).round() }
+}
+
+/// The largest power of two that all coordinates are multiples of, at most 1.
+fn unit(vector: &[f32]) -> f64 {
+    let exponent = |x: &f32| {
+        let bits = x.to_bits() & 0x7fff_ffff;
+        let (exponent, mantissa) = ((bits >> 23) as i32, bits & 0x7f_ffff);
+        // Subnormal numbers have the exponent of the smallest normal ones, and no implicit bit.
+        let mantissa = if exponent == 0 { mantissa } else { mantissa | 0x80_0000 };
+        if mantissa == 0 { 0 } else { exponent.max(1) - 150 + mantissa.trailing_zeros() as i32 }
+    };
+    2f64.powi(vector.iter().map(exponent).min().unwrap_or(0).min(0))
 }
 
 /// Whether 1 - <center, row> <= bound holds for the real dot product.
@@ -136,6 +152,29 @@ mod tests {
             prop_assert_eq!(rounded, (one - exact) as f64 / 2f64.powi(63) / 2f64.powi(63));
             prop_assert_eq!(dot(&a, b), exact as f64 / 2f64.powi(63) / 2f64.powi(63));
         }
+    }
+
+    proptest! {
+        #[test]
+        fn ties_round_to_even(
+            // Products are multiples of 2^-54, half the spacing of float64 below 1: every other distance is a tie.
+            a in prop::collection::vec(-(1i32 << 23)..1 << 23, 1..12), b in prop::collection::vec(-(1i32 << 23)..1 << 23, 12),
+        ) {
+            let part = |v: &[i32]| v.iter().map(|k| *k as f32 / 2f32.powi(27)).collect::<Vec<_>>();
+            let (x, y) = (part(&a), part(&b[..a.len()]));
+            let exact: i128 = x.iter().zip(&y).map(|(x, y)| scaled(*x, *y)).sum();
+            let want = ((1i128 << 126) - exact) as f64 / 2f64.powi(126);
+            prop_assert_eq!(distance(Kernels::get(), &x, &y), want);
+        }
+    }
+
+    #[test]
+    fn units_divide_every_coordinate() {
+        assert_eq!(unit(&[0.75, -0.0, 5.0]), 0.25);
+        assert_eq!(unit(&[f32::MIN_POSITIVE, 1.0]), 2f64.powi(-126));
+        assert_eq!(unit(&[f32::from_bits(6), 1.0]), 2f64.powi(-148));
+        assert_eq!(unit(&[f32::from_bits(0x0080_0001)]), 2f64.powi(-149));
+        assert_eq!((unit(&[4.0]), unit(&[0.0]), unit(&[])), (1.0, 1.0, 1.0));
     }
 
     #[test]

@@ -145,9 +145,9 @@ pub(crate) fn two_sum(a: f64, b: f64) -> (f64, f64) {
 pub(super) fn pair(a: &[f32], b: &[f32]) -> (f64, f64) {
     const LANES: usize = 16;
     let (mut sum, mut err) = ([0.0f64; LANES], [0.0f64; LANES]);
-    let (ac, bc) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (at, bt) = (ac.remainder(), bc.remainder());
-    for (x, y) in ac.zip(bc) {
+    // Arrays of a known length keep the sums in registers.
+    let ((ac, at), (bc, bt)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (x, y) in ac.iter().zip(bc) {
         for l in 0..LANES {
             let (s, e) = two_sum(sum[l], f64::from(x[l]) * f64::from(y[l]));
             sum[l] = s;
