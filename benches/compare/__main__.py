@@ -1,16 +1,13 @@
 """`python -m benches.compare`: measure, print the tables, write the record."""
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from benches.compare import data, machine, report
 from benches.compare.peers import OPERATIONS, registry
+from benches.compare.turns import Limits, Worker, measure
 
 RECORDS = Path(__file__).parents[1] / "record"
 FORCED_KERNELS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
@@ -61,22 +58,6 @@ def environment(threads: int, own_blas: bool) -> dict[str, str]:
     return {**os.environ, **dict.fromkeys(limits, str(threads)), **forced}
 
 
-def run_peer(spec: dict[str, Any], folder: Path, variables: dict[str, str], timeout: float) -> dict[str, Any] | str:
-    """The result of one peer's process, or why there is none."""
-    request, answer = folder / "spec.json", folder / "result.json"
-    answer.unlink(missing_ok=True)
-    request.write_text(json.dumps(spec | {"result": str(answer)}))
-    command = [sys.executable, "-m", "benches.compare.worker", str(request)]
-    try:
-        ran = subprocess.run(command, env=variables, stderr=subprocess.PIPE, text=True, check=False, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return f"took longer than {timeout:g} s"
-    if ran.returncode != 0 or not answer.exists():
-        return f"exit status {ran.returncode}: {(ran.stderr.strip().splitlines() or ['no message'])[-1]}"
-    result: dict[str, Any] = json.loads(answer.read_text())
-    return result
-
-
 def main() -> None:
     args = parse()
     forced = [name for name in FORCED_KERNELS if name in os.environ]
@@ -87,35 +68,28 @@ def main() -> None:
     operations = chosen(args.operations, list(OPERATIONS), "operation")
     origin = machine.origin("benches.compare")
     left_out = []
-    results = []
     with tempfile.TemporaryDirectory(prefix="captree-compare-") as temporary:
         folder = Path(temporary)
         print(f"making {args.rows:,} x {args.dim} {args.data} vectors and their true answers", flush=True)
         problem = data.make(folder / "problem", args.data, args.rows, args.dim, args.drawn, args.threads, args.seed)
         rows, dim = problem.vectors.shape
-        shares = {group.name: group.share for group in problem.groups(args.caps)}
-        for name in names:
-            missing = peers[name].missing()
-            if missing:
-                print(missing, flush=True)
-                left_out.append(missing)
-                continue
-            print(f"measuring {name}", flush=True)
-            spec = {
-                "peer": name,
-                "problem": str(problem.folder),
-                "operations": operations,
-                "threads": args.threads,
-                "caps": args.caps,
-                "seconds": args.seconds,
-                "repeats": args.repeats,
-            }
-            result = run_peer(spec, folder, environment(args.threads, peers[name].own_blas), args.timeout)
-            if isinstance(result, str):
-                print(f"{name}: {result}", flush=True)
-                left_out.append(f"{name}: {result}")
-            else:
-                results.append(result)
+        groups = problem.groups(args.caps)
+        limits = Limits(args.seconds, args.repeats, args.timeout)
+        workers: list[Worker] = []
+        try:
+            for name in names:
+                if missing := peers[name].missing():
+                    print(missing, flush=True)
+                    left_out.append(missing)
+                    continue
+                spec = {"peer": name, "problem": str(problem.folder), "threads": args.threads, "caps": args.caps}
+                workers.append(Worker.start(spec, folder, environment(args.threads, peers[name].own_blas), limits))
+            results, lost = measure(workers, operations, groups, limits)
+        finally:
+            for worker in workers:
+                worker.end()
+        print("\n".join(lost), flush=True)
+        left_out += lost
 
     record = {
         **origin,
@@ -124,7 +98,7 @@ def main() -> None:
         "dim": int(dim),
         "threads": args.threads,
         "seed": args.seed,
-        "groups": shares,
+        "groups": {group.name: group.share for group in groups},
         "results": results,
         "left_out": left_out,
     }

@@ -1,8 +1,7 @@
-"""Times one peer on one problem, group by group, and keeps what it answered for `quality` to judge."""
+"""Times one peer on one problem, one run at a time, and has `quality` judge what it answers."""
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,50 +9,12 @@ import numpy as np
 
 from benches.compare import quality
 from benches.compare.data import JUDGED_PER_GROUP, NEAREST_K, Group, Problem
-from benches.compare.peers import Peer, Rows, Unsupported
+from benches.compare.peers import Peer, Rows
 
 WIDE = 0.1
 """Caps above this selectivity return most of the rows: searched and sampled in batches of WIDE_BATCH."""
 WIDE_BATCH = 16
 SLOW_BATCH = 8
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long to measure."""
-
-    caps: int
-    seconds: float
-    repeats: int
-
-
-@dataclass
-class Timing:
-    """Queries per second in one group, and how the answers compare with the truth."""
-
-    operation: str
-    group: str
-    share: float
-    caps: int
-    seconds: float
-    per_second: float
-    judged: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class Result:
-    """All that is known of one peer after its run."""
-
-    peer: str
-    note: str
-    build_seconds: float
-    memory_bytes: int
-    timings: list[Timing] = field(default_factory=list)
-    samplers: list[dict[str, Any]] = field(default_factory=list)
-    unsupported: dict[str, str] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def memory() -> int:
@@ -65,41 +26,18 @@ def memory() -> int:
     return int(line.split()[1]) * 1024
 
 
-def best_time(call: Callable[[], Any], limits: Limits) -> tuple[Any, float]:
-    """The answer, and the shortest of a few runs: what the code takes when nothing else disturbs it."""
-    best, spent, runs = float("inf"), 0.0, 0
-    while True:
-        start = time.perf_counter()
-        answer = call()
-        took = time.perf_counter() - start
-        best, spent, runs = min(best, took), spent + took, runs + 1
-        if spent >= limits.seconds or runs >= limits.repeats:
-            return answer, best
-
-
-def measure(peer: Peer, problem: Problem, operations: list[str], limits: Limits) -> Result:
-    """Builds the peer's index and runs the operations."""
+def build(peer: Peer, problem: Problem) -> dict[str, Any]:
+    """Builds the peer's index; what that took."""
     peer.setup()
     before = memory()
     start = time.perf_counter()
     peer.build(problem.vectors_path)
     took = time.perf_counter() - start
-    result = Result(peer.name, peer.note, took, max(0, memory() - before))
-    for operation in operations:
-        try:
-            for group in problem.groups(limits.caps):
-                if operation.startswith("nearest") and group.name != "all":
-                    continue
-                result.timings.append(run(peer, problem, operation, group, limits))
-            if operation == "sample k=1":
-                result.samplers = quality.samplers(peer, problem)
-        except Unsupported as reason:
-            result.unsupported[operation] = str(reason)
-    return result
+    return {"note": peer.note, "build_seconds": took, "memory_bytes": max(0, memory() - before)}
 
 
-def run(peer: Peer, problem: Problem, operation: str, group: Group, limits: Limits) -> Timing:
-    """One operation on the caps of one group."""
+def run(peer: Peer, problem: Problem, operation: str, group: Group, judged: bool) -> dict[str, Any]:
+    """One operation on the caps of one group: how many caps, the seconds, and if asked how good the answers are."""
     caps = batch(peer, problem, operation, group)
     centers, bounds = np.ascontiguousarray(problem.centers[caps]), problem.bounds[caps]
     calls: dict[str, Callable[[], Any]] = {
@@ -110,9 +48,14 @@ def run(peer: Peer, problem: Problem, operation: str, group: Group, limits: Limi
         "sample k=100": lambda: peer.sample(centers, bounds, 100, seed=1),
         f"nearest k={NEAREST_K}": lambda: peer.nearest(centers, NEAREST_K),
     }
-    answer, seconds = best_time(calls[operation], limits)
-    judged = judge(problem, operation, caps, answer)
-    return Timing(operation, group.name, group.share, len(caps), seconds, len(caps) / seconds, judged)
+    start = time.perf_counter()
+    answer = calls[operation]()
+    seconds = time.perf_counter() - start
+    return {
+        "caps": len(caps),
+        "seconds": seconds,
+        "judged": judge(problem, operation, caps, answer) if judged else {},
+    }
 
 
 def batch(peer: Peer, problem: Problem, operation: str, group: Group) -> Rows:

@@ -1,12 +1,18 @@
-"""One peer in a process of its own: `python -m benches.compare.worker SPEC`; the result goes to the file SPEC names."""
+"""One peer in a process of its own: `python -m benches.compare.worker SPEC` builds its index, then answers requests.
+
+Requests and answers are lines of JSON, on the standard input and output.
+"""
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from benches.compare import quality
 from benches.compare.data import Problem
-from benches.compare.measure import Limits, measure
-from benches.compare.peers import registry
+from benches.compare.measure import build, run
+from benches.compare.peers import Unsupported, registry
 
 
 def kernels() -> list[dict[str, object]]:
@@ -20,12 +26,29 @@ def kernels() -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Measure the peer and write its result as JSON."""
+    """Build, then answer until the input ends."""
+    # What libraries print goes elsewhere.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     spec = json.loads(Path(sys.argv[1]).read_text())
-    peer = registry()[spec["peer"]](spec["threads"])
-    limits = Limits(caps=spec["caps"], seconds=spec["seconds"], repeats=spec["repeats"])
-    result = measure(peer, Problem(Path(spec["problem"])), spec["operations"], limits)
-    Path(spec["result"]).write_text(json.dumps(result.as_dict() | {"libraries": kernels()}))
+    peer, problem = registry()[spec["peer"]](spec["threads"]), Problem(Path(spec["problem"]))
+    groups = {group.name: group for group in problem.groups(spec["caps"])}
+
+    def answer(request: dict[str, Any]) -> Any:
+        if request["what"] == "build":
+            return build(peer, problem)
+        if request["what"] == "samplers":
+            return quality.samplers(peer, problem)
+        if request["what"] == "libraries":
+            return kernels()
+        return run(peer, problem, request["operation"], groups[request["group"]], request["judged"])
+
+    for line in sys.stdin:
+        try:
+            reply = {"answer": answer(json.loads(line))}
+        except Unsupported as reason:
+            reply = {"unsupported": str(reason)}
+        print(json.dumps(reply), file=answers, flush=True)
 
 
 if __name__ == "__main__":
