@@ -6,7 +6,7 @@ use super::encode::{Sketch, split};
 use super::fold::Aim;
 use super::kernel::{
     Asked, Asking, Decision, Dense, First, FirstTerms, IntKernels, LeadTerms, Prefix, PrefixTerms, QUARTER, Rows,
-    WideTerms, WideTest, ask,
+    WideTerms, WideTest,
 };
 use super::levels::{Bounds, TERMS, field, fine_width, padded, third_bytes, wide_bytes};
 use super::terms::{Codes, Terms, encode};
@@ -59,9 +59,11 @@ pub(crate) struct Settling {
     /// Per query, the first level's sums.
     sums: Vec<[i32; TILE]>,
     decisions: Vec<Decision>,
-    /// Queries with open rows: their places among the active ones, and their numbers.
+    /// Queries with open rows after the first level: their places among the active ones, and their numbers.
     places: Vec<usize>,
     open: Vec<u32>,
+    /// Which of these have open rows still.
+    still: Vec<u32>,
     /// Their open rows, and what they are estimated at.
     masks: Vec<u64>,
     values: Vec<[f32; TILE]>,
@@ -70,6 +72,8 @@ pub(crate) struct Settling {
     asked: Vec<u32>,
     asked_places: Vec<usize>,
     tests: Vec<WideTest>,
+    /// The tests of those that are settled row by row, at their places among the open ones.
+    own_tests: Vec<WideTest>,
     /// What the wider levels have read of the last tiles.
     late: [[Late; 2]; TILES_TOGETHER],
     /// Where what the levels leave open is counted, if anywhere.
@@ -254,18 +258,21 @@ impl<'a> Queries<'a> {
         if !self.parts.has(Part::First) {
             with.first.fill(u64::MAX);
         }
-        with.places.clear();
-        with.open.clear();
-        with.masks.clear();
+        // Lists of what is open are written without a branch, which nobody could foretell: each entry overwrites the last one
+        // unless that counts.
+        with.places.resize(active.len(), 0);
+        with.open.resize(active.len(), 0);
+        with.masks.resize(active.len(), 0);
+        let mut count = 0;
         for (n, ((query, first), own)) in active.iter().zip(&with.first).zip(&mut *out).enumerate() {
             let open = first & valid;
             *own = Decision { inside: self.first_terms[*query as usize].inside & valid & !open, unsure: open };
-            if open != 0 {
-                with.places.push(n);
-                with.open.push(*query);
-                with.masks.push(open);
-            }
+            (with.places[count], with.open[count], with.masks[count]) = (n, *query, open);
+            count += usize::from(open != 0);
         }
+        with.places.truncate(count);
+        with.open.truncate(count);
+        with.masks.truncate(count);
         with.tally(Part::First, out);
         with.decisions.resize(with.open.len(), Decision::default());
         with.values.resize(with.open.len(), [0.0; TILE]);
@@ -278,14 +285,18 @@ impl<'a> Queries<'a> {
         } else {
             with.decisions.fill(OPEN);
         }
-        let mut wanted = 0;
-        for ((n, decision), mask) in with.places.iter().zip(&with.decisions).zip(&mut with.masks) {
+        let (mut wanted, mut left) = (0, 0);
+        with.still.resize(with.open.len(), 0);
+        for (place, ((n, decision), mask)) in with.places.iter().zip(&with.decisions).zip(&mut with.masks).enumerate() {
             let own = &mut out[*n];
             own.inside |= own.unsure & decision.inside;
             own.unsure &= decision.unsure;
             *mask = own.unsure;
             wanted |= *mask;
+            with.still[left] = place as u32;
+            left += usize::from(*mask != 0);
         }
+        with.still.truncate(left);
         with.tally(Part::Second, out);
         for level in [Part::Third, Part::Last] {
             if wanted != 0 && self.parts.reach(level) {
@@ -340,13 +351,16 @@ impl<'a> Queries<'a> {
         };
         with.asked.clear();
         with.asked_places.clear();
-        with.asking.iter_mut().for_each(Vec::clear);
-        for (place, mask) in with.masks.iter().enumerate() {
+        with.asking.clear(with.still.len());
+        with.own_tests.resize(with.open.len(), WideTest::default());
+        for place in with.still.iter().map(|place| *place as usize) {
+            let mask = with.masks[place];
             if mask.count_ones() >= DENSE_ROWS {
                 with.asked.push(with.open[place]);
                 with.asked_places.push(place);
             } else {
-                ask(&mut with.asking, place, *mask);
+                with.own_tests[place] = test(with.open[place]);
+                with.asking.note(place, mask);
             }
         }
         if with.asked.len() >= DENSE_QUERIES {
@@ -379,11 +393,12 @@ impl<'a> Queries<'a> {
             }
         } else {
             for place in &with.asked_places {
-                ask(&mut with.asking, *place, with.masks[*place]);
+                with.own_tests[*place] = test(with.open[*place]);
+                with.asking.note(*place, with.masks[*place]);
             }
         }
         // A quarter of the tile at a time: its codes and those of the queries stay in the first-level cache.
-        for (part, places) in with.asking.iter().enumerate().filter(|(_, places)| !places.is_empty()) {
+        for (part, places) in with.asking.parts().filter(|(_, places)| !places.is_empty()) {
             let start = part * QUARTER;
             let rows = quarter(start);
             for place in places {
@@ -393,16 +408,21 @@ impl<'a> Queries<'a> {
                 let code = &self.wide_codes[query as usize * stride..][from..to];
                 let values = &mut with.values[place][start..start + QUARTER];
                 let values = values.try_into().expect("a quarter of a tile");
-                let (inside, open) = self.kernels.wide(&rows, code, mask, values, &test(query));
+                let (inside, open) = self.kernels.wide(&rows, code, mask, values, &with.own_tests[place]);
                 own.inside |= u64::from(inside) << start;
                 own.unsure &= !(u64::from(mask & !open) << start);
             }
         }
-        let mut left = 0;
-        for (place, mask) in with.places.iter().zip(&mut with.masks) {
-            *mask = out[*place].unsure;
-            left |= *mask;
+        let (mut left, mut count) = (0, 0);
+        for i in 0..with.still.len() {
+            let place = with.still[i] as usize;
+            let mask = out[with.places[place]].unsure;
+            with.masks[place] = mask;
+            left |= mask;
+            with.still[count] = place as u32;
+            count += usize::from(mask != 0);
         }
+        with.still.truncate(count);
         Ok(left)
     }
 }

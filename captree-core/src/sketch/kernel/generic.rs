@@ -137,7 +137,7 @@ pub(super) unsafe fn second<L: Lanes>(
     asking: &mut Asking,
 ) {
     let Asked { queries, masks, .. } = *asked;
-    asking.iter_mut().for_each(Vec::clear);
+    asking.clear(queries.len());
     // SAFETY: forwarded from the caller; places stay below the number of queries, parts below four.
     unsafe {
         for (four, masks) in masks.chunks(4).enumerate() {
@@ -149,10 +149,10 @@ pub(super) unsafe fn second<L: Lanes>(
             }
             for (q, mask) in masks.iter().enumerate() {
                 *out.get_unchecked_mut(4 * four + q) = Decision::default();
-                ask(asking, 4 * four + q, *mask);
+                asking.note(4 * four + q, *mask);
             }
         }
-        for (part, places) in asking.iter().enumerate() {
+        for (part, places) in asking.parts() {
             for places in places.chunks(8) {
                 if places.len() > 4 {
                     second_part::<L, 8>(prefix, asked, (part, places), out, values);
@@ -161,11 +161,11 @@ pub(super) unsafe fn second<L: Lanes>(
                 }
             }
         }
-        asking.iter_mut().for_each(Vec::clear);
+        asking.clear(queries.len());
         for (place, (decision, mask)) in out.iter().zip(masks).enumerate() {
-            ask(asking, place, decision.unsure & mask);
+            asking.note(place, decision.unsure & mask);
         }
-        for (part, places) in asking.iter().enumerate() {
+        for (part, places) in asking.parts() {
             for places in places.chunks(8) {
                 if places.len() > 4 {
                     lead_part::<L, 8>(prefix, queries, (part, places), values);
@@ -344,16 +344,6 @@ pub(super) unsafe fn interleave(rows: &Rows<'_>, bytes: usize, into: &mut [u8]) 
 #[inline(always)]
 fn parts_of(mask: u64) -> u32 {
     (0..PARTS).fold(0, |m, p| m | u32::from(mask >> (p * ROWS) & 0xffff != 0) << p)
-}
-
-/// Notes the parts that a query asks for.
-#[inline(always)]
-pub(crate) fn ask(asking: &mut Asking, place: usize, mask: u64) {
-    for (part, places) in asking.iter_mut().enumerate() {
-        if mask >> (part * ROWS) & 0xffff != 0 {
-            places.push(place as u32);
-        }
-    }
 }
 
 /// `Q` places; the last one stands in for those that are missing.

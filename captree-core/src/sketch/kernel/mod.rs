@@ -8,8 +8,6 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub(super) use generic::ask;
-
 use std::sync::OnceLock;
 
 use super::TILE;
@@ -158,6 +156,7 @@ impl WideTerms {
 /// The test of one query at one of the wider levels: with `value + scale sum`, summed from `start`, for the new value of a row, and
 /// `residual` times what the level's columns leave of it for the error that is its own, a value of at least `inside` is
 /// inside, below `outside` it is outside.
+#[derive(Clone, Copy, Default)]
 pub(crate) struct WideTest {
     pub scale: f32,
     pub start: i32,
@@ -302,7 +301,39 @@ pub(crate) struct Rows<'a> {
 }
 
 /// Of each sixteen rows of a tile, the places of the queries that ask for them.
-pub(crate) type Asking = [Vec<u32>; TILE / QUARTER];
+#[derive(Default)]
+pub(crate) struct Asking {
+    places: [Vec<u32>; TILE / QUARTER],
+    counts: [usize; TILE / QUARTER],
+}
+
+impl Asking {
+    /// Starts anew, for at most `most` queries.
+    #[inline(always)]
+    pub fn clear(&mut self, most: usize) {
+        self.counts = [0; TILE / QUARTER];
+        for places in &mut self.places {
+            if places.len() < most {
+                places.resize(most, 0);
+            }
+        }
+    }
+
+    /// Notes the parts that a query asks for, without a branch: nobody could foretell it.
+    #[inline(always)]
+    pub fn note(&mut self, place: usize, mask: u64) {
+        for (part, (places, count)) in self.places.iter_mut().zip(&mut self.counts).enumerate() {
+            places[*count] = place as u32;
+            *count += usize::from(mask >> (part * QUARTER) & 0xffff != 0);
+        }
+    }
+
+    /// The parts, each with those who ask for it.
+    #[inline(always)]
+    pub fn parts(&self) -> impl Iterator<Item = (usize, &[u32])> {
+        self.places.iter().zip(&self.counts).map(|(places, count)| &places[..*count]).enumerate()
+    }
+}
 
 type Wide = unsafe fn(&Rows<'_>, &[i8], u16, &mut [f32; QUARTER], &WideTest) -> (u16, u16);
 type Second = unsafe fn(&Prefix<'_>, &Asked<'_>, &mut [Decision], &mut [[f32; TILE]], &mut Asking);
