@@ -25,7 +25,7 @@ use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
-/// Caps that are walked together: their codes stay in the second-level cache beside a tile of rows.
+/// Caps that are walked together: they share what is read of the rows.
 const BLOCK: usize = 1024;
 
 /// Caps that are encoded at a time: bounds the memory for their codes.
@@ -37,8 +37,8 @@ const TASK_ROWS: usize = 16 * 1024;
 /// Larger trees have larger tasks: of about this share of all rows.
 const TASK_SHARE: usize = 16;
 
-/// Caps that go through the levels of a tile together: what they hand on stays in the first-level cache.
-const CHUNK: usize = 64;
+/// Caps that go through the levels of a tile together: enough that what a level does once for all of them costs little.
+const CHUNK: usize = 512;
 
 /// Receives the rows inside each cap of a block, in tree order per cap.
 pub(crate) trait Sink {

@@ -335,6 +335,7 @@ impl Asking {
     }
 }
 
+type FirstLevel = unsafe fn(&First<'_>, &[u32], &mut [u64], &mut [[i32; TILE]]);
 type Wide = unsafe fn(&Rows<'_>, &[i8], u16, &mut [f32; QUARTER], &WideTest) -> (u16, u16);
 type Second = unsafe fn(&Prefix<'_>, &Asked<'_>, &mut [Decision], &mut [[f32; TILE]], &mut Asking);
 
@@ -342,7 +343,7 @@ type Second = unsafe fn(&Prefix<'_>, &Asked<'_>, &mut [Decision], &mut [[f32; TI
 #[derive(Clone, Copy)]
 pub(crate) struct IntKernels {
     name: &'static str,
-    first: unsafe fn(&First<'_>, &[u32], &mut [u64], &mut [[i32; TILE]]),
+    first: FirstLevel,
     second: Second,
     group: unsafe fn(&Prefix<'_>, &[u32], &mut [Decision]),
     dense: unsafe fn(&Dense<'_>, &mut [[f32; TILE]], &mut [Decision]),
