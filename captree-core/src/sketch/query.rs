@@ -16,8 +16,8 @@ use crate::caps::Caps;
 use crate::error::Result;
 use crate::store::Array;
 
-/// Tiles that the same few caps go through one after the other: codes and centers of these stay in the second-level cache
-/// meanwhile, and so does what they read of the tiles, until the last caps have met them.
+/// Tiles that some caps go through, one after the other, before the next caps do: what the wider levels have read of so many
+/// tiles is remembered until the last caps have met them.
 pub(crate) const TILES_TOGETHER: usize = 8;
 
 /// Queries that are encoded together: their projections share the basis.
