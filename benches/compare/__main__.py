@@ -28,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--drawn", type=int, default=4000, help="training caps to draw (default: %(default)s)")
     parser.add_argument("--caps", type=int, default=64, help="caps to time in each group (default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=0.5, help="time to spend on a measurement (default: %(default)s)"
+        "--seconds", type=float, default=0.5, help="time every peer spends on a measurement (default: %(default)s)"
     )
     parser.add_argument("--repeats", type=int, default=5, help="runs of a measurement at most (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds a peer may take (default: %(default)s)")
@@ -88,7 +88,8 @@ def main() -> None:
         finally:
             for worker in workers:
                 worker.end()
-        print("\n".join(lost), flush=True)
+        for reason in lost:
+            print(reason, flush=True)
         left_out += lost
 
     record = {

@@ -6,11 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benches.compare.data import Group
+
+Ask = Callable[..., dict[str, Any] | None]
+"""Asks a worker, as `Worker.ask` does; None if it failed."""
 
 
 class Failed(Exception):
@@ -19,7 +23,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """How long to measure: runs, or seconds, of each peer in one group; and seconds that a peer may take in all."""
+    """How long to measure: until each peer has run so many seconds in a group, or so often; and seconds it has in all."""
 
     seconds: float
     repeats: int
@@ -100,17 +104,9 @@ def measure(
         for group in groups:
             if operation.startswith("nearest") and group.name != "all":
                 continue
-            waiting = {w.name: timing(operation, group) for w in alive if operation not in w.result["unsupported"]}
-            while waiting:
-                for worker in [w for w in alive if w.name in waiting]:
-                    entry = waiting[worker.name]
-                    reply = ask(worker, "run", operation=operation, group=group.name, judged=not entry["runs"])
-                    if reply is None or "unsupported" in reply:
-                        if reply:
-                            worker.result["unsupported"][operation] = reply["unsupported"]
-                        del waiting[worker.name]
-                    elif add(entry, reply["answer"], limits):
-                        worker.result["timings"].append(waiting.pop(worker.name))
+            asked = [worker for worker in alive if operation not in worker.result["unsupported"]]
+            for worker, entry in take_turns(asked, operation, group, limits, ask):
+                worker.result["timings"].append(entry)
         if operation == "sample k=1":
             for worker in list(alive):
                 if operation not in worker.result["unsupported"] and (reply := ask(worker, "samplers")):
@@ -121,16 +117,35 @@ def measure(
     return [worker.result for worker in alive], lost
 
 
-def timing(operation: str, group: Group) -> dict[str, Any]:
-    """A measurement without runs. `seconds` is the shortest: what the code takes when nothing else disturbs it."""
-    return {"operation": operation, "group": group.name, "share": group.share, "seconds": None, "runs": 0, "spent": 0.0}
+def take_turns(
+    asked: list[Worker], operation: str, group: Group, limits: Limits, ask: Ask
+) -> list[tuple[Worker, dict[str, Any]]]:
+    """The measurements of one operation and group.
+
+    All peers have the same number of runs: the shortest counts, and more runs are more chances of a quiet moment.
+    """
+    measured: list[tuple[Worker, dict[str, Any]]] = []
+    for worker in asked:
+        entry = {"operation": operation, "group": group.name, "share": group.share, "runs": 0, "spent": 0.0}
+        measured.append((worker, entry))
+    for turn in range(limits.repeats):
+        for worker, entry in list(measured):
+            reply = ask(worker, "run", operation=operation, group=group.name, judged=turn == 0)
+            if reply is None or "unsupported" in reply:
+                if reply:
+                    worker.result["unsupported"][operation] = reply["unsupported"]
+                measured.remove((worker, entry))
+            else:
+                add(entry, reply["answer"])
+        if all(entry["spent"] >= limits.seconds for _, entry in measured):
+            break
+    return measured
 
 
-def add(entry: dict[str, Any], answer: dict[str, Any], limits: Limits) -> bool:
-    """Adds one run; whether that was the last."""
+def add(entry: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Adds one run; the shortest is what the code takes when nothing else disturbs it."""
     seconds = answer["seconds"]
-    best = seconds if entry["seconds"] is None else min(entry["seconds"], seconds)
+    best = min(entry.get("seconds", seconds), seconds)
     entry |= {"seconds": best, "runs": entry["runs"] + 1, "spent": entry["spent"] + seconds}
     entry |= {"caps": answer["caps"], "per_second": answer["caps"] / best}
     entry.setdefault("judged", answer["judged"])
-    return bool(entry["spent"] >= limits.seconds or entry["runs"] >= limits.repeats)

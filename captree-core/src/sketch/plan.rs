@@ -29,7 +29,8 @@ pub(super) fn most(n: usize, dim: usize) -> usize {
     if n < LEAST_ROWS { usual(n, dim).third } else { ENDS[ENDS.len() - 1].min(dim) }
 }
 
-/// Tiles of neighbors that the model looks at: more of them where many rows make a choice matter more, one of so many.
+/// Tiles of neighbors that the model looks at, few for small trees, whose build they would delay: between these numbers, one of
+/// so many.
 const TILES: std::ops::RangeInclusive<usize> = 24..=96;
 const ONE_OF: usize = 128;
 
