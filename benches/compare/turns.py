@@ -23,7 +23,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """How long to measure: until each peer has run so many seconds in a group, or so often; and seconds it has in all."""
+    """How long to measure: until each peer has run so many seconds, or so often; and seconds that it has in all."""
 
     seconds: float
     repeats: int
