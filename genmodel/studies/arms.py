@@ -179,6 +179,7 @@ def run_arm(
     seed: int,
     shift: NDArray[np.float32],
     second_stage: Any = None,
+    best_of: int = 1,
     keep: Callable[[Group, float, float, SampleResult], None] | None = None,
 ) -> list[dict[str, Any]]:
     """One cell for each group, mass and guidance: ``{"group", "mass", "guidance", "n", **judge's}``.
@@ -196,6 +197,7 @@ def run_arm(
         seed: of the samples.
         shift: mean text minus mean image embedding, (d,).
         second_stage: the flow, for the arm of two stages.
+        best_of: candidates per sample, of which the one nearest to the plain embedding is kept.
         keep: called with every group's samples, for grids.
     """
     cells = []
@@ -217,6 +219,7 @@ def run_arm(
                         seed=seed,
                         retrieve=arm.way == "retrieve",
                         second_stage=second_stage if arm.way == "two-stage" else None,
+                        best_of=best_of,
                     )
                     if keep is not None:
                         keep(group, mass, guidance, drawn)

@@ -14,13 +14,13 @@ Records = Mapping[str, Mapping[str, Any]]
 Cell = dict[str, Any]
 
 
-def arm_cells(records: Records) -> list[Cell]:
-    """Every cell of every finished arm, with the arm's name and seed."""
+def arm_cells(records: Records, part: str = "cells") -> list[Cell]:
+    """Every cell of every finished arm's `part`, with the arm's name and seed."""
     found = []
     for name, record in records.items():
         if name.startswith("arm-"):
             result = record["result"]
-            found += [{"arm": result["arm"], "seed": result["seed"], **cell} for cell in result["cells"]]
+            found += [{"arm": result["arm"], "seed": result["seed"], **cell} for cell in result.get(part, [])]
     return found
 
 
@@ -100,18 +100,31 @@ def mean_table(
     guidance: float,
     masses: Sequence[float],
     extra: Mapping[str, Sequence[str]],
+    error: str = "",
 ) -> str:
-    """Arms by mass: the mean of a sum over samples, three digits."""
+    """Arms by mass: the mean of a sum over samples, three digits, with its 95% interval where cells have an `error`.
+
+    `error` names the standard error of a cell's mean. Over several seeds theirs is averaged, which is rather too wide.
+    """
     lines = [
         "| | " + " | ".join(f"mass {mass:g}" for mass in masses) + " |",
         "|---|" + "---|" * len(masses),
     ]
     for arm in finished(cells):
-        found = [pooled(cells, key, arm=arm, group=group, guidance=guidance, mass=mass) for mass in masses]
-        lines.append(f"| {arm} | " + " | ".join(f"{sum_ / n:.3f}" if n else "-" for sum_, n in found) + " |")
+        shown = []
+        for mass in masses:
+            where = {"arm": arm, "group": group, "guidance": guidance, "mass": mass}
+            sum_, n = pooled(cells, key, **where)
+            shown.append(f"{sum_ / n:.3f}{_half_width(cells, error, **where)}" if n else "-")
+        lines.append(f"| {arm} | " + " | ".join(shown) + " |")
     for name, values in extra.items():
         lines.append(f"| *{name}* | " + " | ".join(values) + " |")
     return "\n".join(lines)
+
+
+def _half_width(cells: Sequence[Cell], error: str, **where: Any) -> str:
+    chosen = [cell for cell in cells if error in cell and all(cell.get(name) == value for name, value in where.items())]
+    return f" ±{1.96 * sum(cell[error] for cell in chosen) / len(chosen):.3f}" if chosen else ""
 
 
 def plot_rates(

@@ -41,6 +41,15 @@ def test_parts_are_disjoint_and_all(table):
     np.testing.assert_array_equal(again.generator, read.generator)
 
 
+def test_the_encoder_may_have_seen_more_captions(table):
+    half, all_of_them = data.load(table), data.load(table, encoder_share=1.0)
+    np.testing.assert_array_equal(all_of_them.generator, half.generator)
+    np.testing.assert_array_equal(all_of_them.test, half.test)
+    assert set(all_of_them.encoder) == set(half.encoder) | set(half.generator)
+    with pytest.raises(SystemExit, match="expected a number in"):
+        data.load(table, encoder_share=0.0)
+
+
 def test_pictures_are_decoded_in_order(table):
     read = data.load(table)
     images = data.pictures(read, np.array([7, 3]))

@@ -64,8 +64,8 @@ class _Sampler:
     def __init__(self):
         self.told = []
 
-    def samples(self, prompts, limits, n, *, guidance, seed, retrieve, second_stage):
-        self.told.append((np.stack([p.center for p in prompts]), np.asarray(limits), retrieve, second_stage))
+    def samples(self, prompts, limits, n, *, guidance, seed, retrieve, second_stage, best_of):
+        self.told.append((np.stack([p.center for p in prompts]), np.asarray(limits), retrieve, second_stage, best_of))
         rows = np.repeat(np.stack([p.center for p in prompts]), n, axis=0)
         return SampleResult(
             torch.zeros(len(rows), 3, 4, 4, dtype=torch.uint8),
@@ -88,11 +88,20 @@ def _judge(group, result, limits):
     return {"in_cap": int(arms.in_caps(result, plain, limits).sum())}
 
 
-def _run(arm):
+def _run(arm, **more):
     sampler = _Sampler()
     shift = np.array([0.0, 0.0, 0.0, 1.0], np.float32)
     cells = arms.run_arm(
-        arm, sampler, _groups(), _judge, masses=(0.1, 0.5), guidances=(1.0, 3.0), seed=0, shift=shift, second_stage="s"
+        arm,
+        sampler,
+        _groups(),
+        _judge,
+        masses=(0.1, 0.5),
+        guidances=(1.0, 3.0),
+        seed=0,
+        shift=shift,
+        second_stage="s",
+        **more,
     )
     return sampler, cells
 
@@ -121,6 +130,11 @@ def test_arms_are_told_what_they_should():
     np.testing.assert_allclose(by_name["gap shift"][0][0], np.eye(4)[:3], atol=1e-6)
 
 
+def test_reranking_is_asked_of_the_sampler():
+    assert {told[4] for told in _run(arms.ARMS[1])[0].told} == {1}
+    assert {told[4] for told in _run(arms.ARMS[1], best_of=4)[0].told} == {4}
+
+
 def test_shifted_prompts_are_judged_by_the_plain_cap():
     _, cells = _run(next(arm for arm in arms.ARMS if arm.shift == "prompt"))
     found = {(cell["mass"], cell["in_cap"]) for cell in cells if cell["group"] == "text"}
@@ -137,6 +151,28 @@ def test_tables_pool_the_seeds():
     assert table.splitlines()[2:] == ["| slerp caps | 25.0 [11-47] (20-30) |", "| *ceiling* | 90 |"]
     one = reporting.rate_table(cells[:1], "in_cap", "text", 1.0, [0.1], {})
     assert one.splitlines()[2:] == ["| slerp caps | 20.0 [6-51] |"]
+
+
+def test_means_carry_the_interval_of_their_prompts():
+    where = {"arm": "slerp caps", "group": "text", "mass": 0.1, "guidance": 1.0, "n": 10, "cosine_sum": 2.0}
+    cells = [{**where, "seed": seed, "cosine_error": error} for seed, error in ((0, 0.01), (1, 0.03))]
+    rows = {"unconditional": ["0.000"]}
+    table = reporting.mean_table(cells, "cosine_sum", "text", 1.0, [0.1], rows, "cosine_error")
+    assert table.splitlines()[2:] == ["| slerp caps | 0.200 ±0.039 |", "| *unconditional* | 0.000 |"]
+    # Reports that were made before cells had errors have none.
+    plain = reporting.mean_table([{**where, "seed": 0}], "cosine_sum", "text", 1.0, [0.1], {}, "cosine_error")
+    assert plain.splitlines()[2:] == ["| slerp caps | 0.200 |"]
+
+
+def test_clip_scores_and_their_errors_are_over_prompts():
+    from studies.clipart.study import judge
+
+    group = _groups()[0]
+    made = _Sampler().samples(group.prompts, 0.0, 2, guidance=1.0, seed=0, retrieve=False, second_stage=None, best_of=1)
+    made.embeddings[:2] = 0.0  # one of three prompts is missed altogether
+    found = judge(group, made, np.full(3, 0.5))
+    assert (found["in_cap"], found["cosine_sum"]) == (4, 4.0)
+    assert found["cosine_error"] == pytest.approx(1 / 3)
 
 
 def _records(seeds):

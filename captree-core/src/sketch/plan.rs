@@ -137,17 +137,17 @@ fn usual(n: usize, dim: usize) -> Widths {
 /// What settling a tile costs for one cap, given the rows that each of three levels leaves open.
 fn cost(widths: Widths, [first, second, third]: [u64; 3]) -> f64 {
     let reads = |width: usize| width as f64 / 64.0;
-    let parts = (0..TILE / PART).filter(|p| first >> (p * PART) & 0xffff != 0).count();
-    let (share, times) = (parts as f64 / (TILE / PART) as f64, if parts * PART < TILE { APART } else { 1.0 });
+    let parts = |open: u64| (0..TILE / PART).filter(|p| open >> (p * PART) & 0xffff != 0).count();
+    let share = |open: u64| parts(open) as f64 / (TILE / PART) as f64;
+    let times = if parts(first) * PART < TILE { APART } else { 1.0 };
     let wide = |open: u64, width: usize| {
         let (rows, each) = (open.count_ones() as usize, reads(width.next_multiple_of(64)) + WIDE_TEST);
         if rows < DENSE_ROWS { rows as f64 / TILE as f64 * ALONE * each } else { each }
     };
-    let lead = if second == 0 { 0.0 } else { LEAD * share };
     WALK + reads(widths.first)
         + FIRST_TEST
-        + share * times * (reads(widths.second - widths.first) + SECOND_TEST)
-        + lead
+        + share(first) * times * (reads(widths.second - widths.first) + SECOND_TEST)
+        + LEAD * share(third)
         + wide(second, widths.third - widths.second)
         + wide(third, FINE + widths.all - widths.third)
 }

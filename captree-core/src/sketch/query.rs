@@ -300,7 +300,7 @@ impl<'a> Queries<'a> {
         with.tally(Part::Second, out);
         for level in [Part::Third, Part::Last] {
             if wanted != 0 && self.parts.reach(level) {
-                wanted = self.settle_late(level, tile, prefix.terms, wanted, with, out)?;
+                wanted = self.settle_late(level, tile, &prefix, wanted, with, out)?;
             }
             with.tally(level, out);
         }
@@ -312,7 +312,7 @@ impl<'a> Queries<'a> {
         &self,
         level: Part,
         tile: usize,
-        terms: &[f32],
+        prefix: &Prefix<'_>,
         wanted: u64,
         with: &mut Settling,
         out: &mut [Decision],
@@ -333,7 +333,7 @@ impl<'a> Queries<'a> {
             self.kernels.prefetch(&codes[r * stride..r * stride + to - from]);
         }
         late.fetched |= wanted;
-        let bounds = Bounds::of(terms);
+        let bounds = Bounds::of(prefix.terms);
         let test = |query: u32| {
             let terms = &self.wide_terms[query as usize];
             let test = if level == Part::Third { terms.third(bounds) } else { terms.last(bounds) };
@@ -343,12 +343,17 @@ impl<'a> Queries<'a> {
                 WideTest { inside: f32::INFINITY, outside: f32::NEG_INFINITY, ..test }
             }
         };
-        let residuals = &terms[field::THIRD_RESIDUAL..][..TILE];
+        let residuals = &prefix.terms[field::THIRD_RESIDUAL..][..TILE];
         let quarter = |start: usize| Rows {
             codes: &codes[start * stride..],
             stride,
             residuals: residuals[start..start + QUARTER].try_into().expect("a quarter of a tile"),
         };
+        if level == Part::Last {
+            with.asking.clear(with.still.len());
+            with.still.iter().for_each(|place| with.asking.note(*place as usize, with.masks[*place as usize]));
+            self.kernels.refine(prefix, &with.open, &with.asking, &mut with.values);
+        }
         with.asked.clear();
         with.asked_places.clear();
         with.asking.clear(with.still.len());

@@ -101,23 +101,28 @@ pub(super) fn encode(sketch: &Sketch, split: &Split, along: f64, Codes { prefix,
         outside: 0.0,
     };
     let third_costs = Bounds {
-        lead_lost: norm(&a[..leading]),
-        lead_length: norm(&lead_lost),
-        plain_lost: norm(&a[leading..second]),
-        plain_length: norm(&lost[leading..]),
+        first_lost: at_second.first_lost,
+        first_length: at_second.first_length,
+        second_lost: at_second.second_lost,
+        second_length: at_second.second_length,
         third_lost: norm(&a[second..third]),
         third_length: norm(&third_lost),
         spread,
         ..Bounds::default()
     };
     let last_costs = Bounds {
-        lead_lost: 0.0,
-        fine_lost: third_costs.lead_lost,
+        lead_length: norm(&lead_lost),
+        fine_lost: norm(&a[..leading]),
         fine_length: norm(&finer_lost),
+        plain_lost: norm(&a[leading..second]),
+        plain_length: norm(&lost[leading..]),
+        third_lost: third_costs.third_lost,
+        third_length: third_costs.third_length,
         rest_lost: norm(&a[third..]),
         rest_length: norm(&rest_lost),
         residual: residual(&split.z),
-        ..third_costs
+        spread,
+        ..Bounds::default()
     };
     Terms {
         slack,

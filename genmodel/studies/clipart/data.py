@@ -57,7 +57,7 @@ class Clipart:
     """Rows of the table and how they are split.
 
     `png`: encoded pictures. `captions`: per row its caption and its caption with keywords. `encoder`, `generator` and
-    `test`: row numbers, int64, disjoint.
+    `test`: row numbers, int64, disjoint unless the encoder was given more than its half.
     """
 
     png: list[bytes]
@@ -67,12 +67,16 @@ class Clipart:
     test: NDArray[np.int64]
 
 
-def load(path: Path, seed: int = 0) -> Clipart:
+def load(path: Path, encoder_share: float = 0.5, seed: int = 0) -> Clipart:
     """Reads the table that `tools/make_clipart.py` writes and splits it at random.
+
+    The generator has the second half of what the tests leave, the encoder the first `encoder_share` of it.
 
     Raises:
         SystemExit: no such file; the message says how to make it.
     """
+    if not 0.0 < encoder_share <= 1.0:
+        raise SystemExit(f"encoder share: expected a number in (0, 1], got {encoder_share}")
     if not path.is_file():
         raise SystemExit(f"{path}: no such file; make it with: python tools/make_clipart.py --out {path}")
     table = pq.read_table(path, columns=["png", "caption", "keywords"])
@@ -82,8 +86,8 @@ def load(path: Path, seed: int = 0) -> Clipart:
         captions.append([caption, f"{caption}: {', '.join(words)}"] if words else [caption])
     order = np.random.default_rng(seed).permutation(len(captions))
     test, rest = order[:TEST_PICTURES], order[TEST_PICTURES:]
-    half = len(rest) // 2
-    return Clipart(table["png"].to_pylist(), captions, np.sort(rest[:half]), np.sort(rest[half:]), np.sort(test))
+    captioned, half = int(encoder_share * len(rest)), len(rest) // 2
+    return Clipart(table["png"].to_pylist(), captions, np.sort(rest[:captioned]), np.sort(rest[half:]), np.sort(test))
 
 
 def pictures(data: Clipart, rows: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,9 @@ class ClipartConfig:
     """Report, figures and pictures; committed."""
     seeds: tuple[int, ...] = (0,)
     """Trainings of each arm."""
+    encoder_share: float = 0.5
+    """Share of the pictures outside the tests whose captions the encoder learns from. The generators have the second
+    half; above 0.5 the encoder has seen captions of theirs."""
     threads: int = 1
     """torch threads."""
     encoder_steps: int = 450
@@ -65,13 +69,15 @@ class ClipartConfig:
     tokenizer_width: int = 48
     run: RunConfig = field(default_factory=lambda: RunConfig(steps=450, depth=4, width=160, heads=5, batch_size=64))
     """Training of each arm and of the second stage."""
-    masses: tuple[float, ...] = (0.01, 0.1, 0.5)
+    masses: tuple[float, ...] = (0.001, 0.01, 0.1, 0.5)
     """Bounds, as shares of the generator's images."""
     guidances: tuple[float, ...] = (1.0, 3.0)
     samples_per_prompt: int = 4
     image_prompts: int = 128
     """Pictures that nothing was trained on, one sample each."""
-    order: tuple[str, ...] = ("slerp-noise", "own", "gap-shift", "uniform", "slerp")
+    best_of: int = 4
+    """Texts once more, at the last guidance: candidates of which one is kept, by the encoder that also judges."""
+    order: tuple[str, ...] = ("own", "uniform", "slerp-noise", "gap-shift", "slerp")
     """Order in which the generators are trained."""
     only_until: str | None = None
     """Stop after the stage of this name."""
@@ -92,7 +98,7 @@ class Study:
     def data(self) -> Clipart:
         """The table, read once."""
         if self._data is None:
-            self._data = load(self.config.data)
+            self._data = load(self.config.data, self.config.encoder_share)
         return self._data
 
     def groups(self, encoder: Any) -> list[Group]:
@@ -262,31 +268,37 @@ def _arm(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
     groups = study.groups(sampler.encoder)
     first = is_lowest_seed(study.stages.records(), arm.name, seed)
 
-    def keep(group: Group, mass: float, guidance: float, result: SampleResult) -> None:
-        if (
-            first
-            and guidance == config.guidances[-1]
-            and group.name == "text"
-            and (arm.way == "own" or mass == config.masses[0])
-        ):
-            save_grid(config.report / "grids" / f"{arm.key}.png", group, result)
+    def cells(groups: list[Group], guidances: tuple[float, ...], best_of: int, grid: str) -> list[dict[str, Any]]:
+        def keep(group: Group, mass: float, guidance: float, result: SampleResult) -> None:
+            if (
+                first
+                and guidance == config.guidances[-1]
+                and group.name == "text"
+                and (arm.way == "own" or mass == config.masses[0])
+            ):
+                save_grid(config.report / "grids" / grid, group, result)
 
-    cells = run_arm(
-        arm,
-        sampler,
-        groups,
-        judge,
-        masses=config.masses,
-        guidances=config.guidances,
-        seed=seed,
-        shift=load_shift(study.shift),
-        second_stage=stage,
-        keep=keep,
-    )
+        return run_arm(
+            arm,
+            sampler,
+            groups,
+            judge,
+            masses=config.masses,
+            guidances=guidances,
+            seed=seed,
+            shift=load_shift(study.shift),
+            second_stage=stage,
+            best_of=best_of,
+            keep=keep,
+        )
+
+    texts = [group for group in groups if group.name == "text"]
+    last, best_of = config.guidances[-1:], config.best_of
     return {
         "arm": arm.name,
         "seed": seed,
-        "cells": cells,
+        "cells": cells(groups, config.guidances, 1, f"{arm.key}.png"),
+        "reranked": cells(texts, last, best_of, f"{arm.key}-best-of-{best_of}.png") if best_of > 1 else [],
         "unconditional": _unconditional(sampler, groups, config, seed),
     }
 
@@ -308,10 +320,17 @@ def _unconditional(sampler: Sampler, groups: list[Group], config: ClipartConfig,
 
 
 def judge(group: Group, result: SampleResult, limits: NDArray[np.float64]) -> dict[str, Any]:
-    """Samples in their caps, and the sum of their cosines with the prompts (the CLIP score), by the given encoder."""
+    """Samples in their caps, and the sum of their cosines with the prompts (the CLIP score), by the given encoder.
+
+    `cosine_error` is the standard error of the mean cosine over prompts: they differ more than samples of one do.
+    """
     plain = np.stack([prompt.center for prompt in group.prompts])
     found = cosines(result, plain)
-    return {"in_cap": int(in_caps(result, plain, limits).sum()), "cosine_sum": float(found.sum())}
+    return {
+        "in_cap": int(in_caps(result, plain, limits).sum()),
+        "cosine_sum": float(found.sum()),
+        "cosine_error": float(found.mean(1).std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else 0.0,
+    }
 
 
 def save_grid(path: Path, group: Group, result: SampleResult, columns: int = 4) -> None:

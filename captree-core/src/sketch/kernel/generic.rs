@@ -123,8 +123,8 @@ pub(super) unsafe fn group<L: Lanes>(prefix: &Prefix<'_>, queries: &[u32], out: 
     }
 }
 
-/// The second level of a tile for those sixteen rows of each query of which some are asked for; then what the query's leading
-/// codes lost, for those of which some row stays open. `values` has one entry per query, `asking` is a buffer.
+/// The second level of a tile for those sixteen rows of each query of which some are asked for. `values` has one entry per
+/// query, `asking` is a buffer.
 ///
 /// # Safety
 /// As for [`group`].
@@ -136,8 +136,8 @@ pub(super) unsafe fn second<L: Lanes>(
     values: &mut [[f32; TILE]],
     asking: &mut Asking,
 ) {
-    let Asked { queries, masks, .. } = *asked;
-    asking.clear(queries.len());
+    let masks = asked.masks;
+    asking.clear(masks.len());
     // SAFETY: forwarded from the caller; places stay below the number of queries, parts below four.
     unsafe {
         for (four, masks) in masks.chunks(4).enumerate() {
@@ -161,12 +161,24 @@ pub(super) unsafe fn second<L: Lanes>(
                 }
             }
         }
-        asking.clear(queries.len());
-        for (place, (decision, mask)) in out.iter().zip(masks).enumerate() {
-            asking.note(place, decision.unsure & mask);
-        }
-        for (part, places) in asking.parts() {
-            for places in places.chunks(8) {
+    }
+}
+
+/// Adds what the leading codes of queries lost to the values of those sixteen rows that each asks for.
+///
+/// # Safety
+/// As for [`group`]; every query that asks has values.
+#[inline(always)]
+pub(super) unsafe fn refine<L: Lanes>(
+    prefix: &Prefix<'_>,
+    queries: &[u32],
+    asking: &Asking,
+    values: &mut [[f32; TILE]],
+) {
+    for (part, places) in asking.parts() {
+        for places in places.chunks(8) {
+            // SAFETY: forwarded from the caller; parts are below four.
+            unsafe {
                 if places.len() > 4 {
                     lead_part::<L, 8>(prefix, queries, (part, places), values);
                 } else {

@@ -252,13 +252,13 @@ pub(crate) struct Prefix<'a> {
 impl Prefix<'_> {
     /// # Panics
     /// If lengths do not fit.
-    fn check(&self, queries: &[u32], out: &[Decision]) {
+    fn check(&self, queries: &[u32]) {
         let (count, parts) = (self.query_terms.len(), [self.first, self.bytes, self.lead]);
         assert!(parts.iter().all(|b| b.is_multiple_of(4) && *b <= self.bytes));
         assert!(self.codes.len() == TILE * self.bytes && self.terms.len() == TERMS);
         assert!(self.query_codes.len() == count * self.bytes && self.first_terms.len() == count);
         assert!(self.lead_codes.len() == count * self.lead && self.lead_terms.len() == count);
-        assert!(out.len() == queries.len() && queries.iter().all(|q| (*q as usize) < count));
+        assert!(queries.iter().all(|q| (*q as usize) < count));
     }
 }
 
@@ -338,6 +338,7 @@ impl Asking {
 type FirstLevel = unsafe fn(&First<'_>, &[u32], &mut [u64], &mut [[i32; TILE]]);
 type Wide = unsafe fn(&Rows<'_>, &[i8], u16, &mut [f32; QUARTER], &WideTest) -> (u16, u16);
 type Second = unsafe fn(&Prefix<'_>, &Asked<'_>, &mut [Decision], &mut [[f32; TILE]], &mut Asking);
+type Refine = unsafe fn(&Prefix<'_>, &[u32], &Asking, &mut [[f32; TILE]]);
 
 /// The kernels of one instruction set. Holding one proves that the CPU has it.
 #[derive(Clone, Copy)]
@@ -345,6 +346,7 @@ pub(crate) struct IntKernels {
     name: &'static str,
     first: FirstLevel,
     second: Second,
+    refine: Refine,
     group: unsafe fn(&Prefix<'_>, &[u32], &mut [Decision]),
     dense: unsafe fn(&Dense<'_>, &mut [[f32; TILE]], &mut [Decision]),
     wide: Wide,
@@ -392,8 +394,7 @@ impl IntKernels {
     }
 
     /// `out[i]` decides for query `i` of those that ask, by the second level, the rows of a tile that it asks for; what it
-    /// says of others means nothing. For rows that stay open, `values[i]` gets the estimates of the dot products, the
-    /// query's leading columns refined.
+    /// says of others means nothing. For rows that stay open, `values[i]` gets the estimates of the dot products.
     ///
     /// # Panics
     /// If lengths do not fit.
@@ -406,11 +407,26 @@ impl IntKernels {
         asking: &mut Asking,
     ) {
         let count = asked.queries.len();
-        prefix.check(asked.queries, out);
-        assert!(values.len() == count && asked.masks.len() == count && asked.places.len() == count);
+        prefix.check(asked.queries);
+        assert!(
+            out.len() == count && values.len() == count && asked.masks.len() == count && asked.places.len() == count
+        );
         assert!(asked.places.iter().all(|p| *p < asked.sums.len()));
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
         unsafe { (self.second)(prefix, asked, out, values, asking) }
+    }
+
+    /// Adds to `values[place]`, for every sixteen rows that `asking` has for it, what the code of query `queries[place]` lost
+    /// on the leading columns.
+    ///
+    /// # Panics
+    /// If lengths do not fit.
+    pub fn refine(&self, prefix: &Prefix<'_>, queries: &[u32], asking: &Asking, values: &mut [[f32; TILE]]) {
+        prefix.check(queries);
+        assert!(values.len() == queries.len());
+        assert!(asking.parts().all(|(_, places)| places.iter().all(|place| (*place as usize) < queries.len())));
+        // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
+        unsafe { (self.refine)(prefix, queries, asking, values) }
     }
 
     /// `out[i]` decides 64 tiles, each as a whole, for query `queries[i]`.
@@ -418,7 +434,8 @@ impl IntKernels {
     /// # Panics
     /// If lengths do not fit.
     pub fn group(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
-        prefix.check(queries, out);
+        prefix.check(queries);
+        assert!(out.len() == queries.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
         unsafe { (self.group)(prefix, queries, out) }
     }

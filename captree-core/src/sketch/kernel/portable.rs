@@ -126,6 +126,11 @@ unsafe fn second(
     unsafe { generic::second::<Portable>(prefix, asked, out, values, asking) }
 }
 
+unsafe fn refine(prefix: &Prefix<'_>, queries: &[u32], asking: &Asking, values: &mut [[f32; TILE]]) {
+    // SAFETY: as above.
+    unsafe { generic::refine::<Portable>(prefix, queries, asking, values) }
+}
+
 unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
     // SAFETY: as above.
     unsafe { generic::dense::<Portable>(dense, values, out) }
@@ -143,4 +148,4 @@ unsafe fn wide(rows: &Rows<'_>, query: &[i8], mask: u16, values: &mut [f32; ROWS
 }
 
 pub(super) const KERNELS: IntKernels =
-    IntKernels { name: "portable", first, second, dense, group, wide, interleave: generic::interleave };
+    IntKernels { name: "portable", first, second, refine, dense, group, wide, interleave: generic::interleave };

@@ -383,6 +383,17 @@ macro_rules! levels {
             }
 
             #[target_feature(enable = $features)]
+            pub(super) unsafe fn refine(
+                prefix: &Prefix<'_>,
+                queries: &[u32],
+                asking: &Asking,
+                values: &mut [[f32; TILE]],
+            ) {
+                // SAFETY: the caller keeps the contract and has the features.
+                unsafe { generic::refine::<$lanes>(prefix, queries, asking, values) }
+            }
+
+            #[target_feature(enable = $features)]
             pub(super) unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
                 // SAFETY: the caller keeps the contract and has the features.
                 unsafe { generic::dense::<$lanes>(dense, values, out) }
@@ -400,6 +411,7 @@ macro_rules! kernels {
             name: $name,
             first: $levels::first,
             second: $levels::second,
+            refine: $levels::refine,
             dense: $levels::dense,
             group: $levels::group,
             wide: $wide,

@@ -300,6 +300,17 @@ macro_rules! kernels {
             }
 
             #[target_feature(enable = $features)]
+            pub(super) unsafe fn refine(
+                prefix: &Prefix<'_>,
+                queries: &[u32],
+                asking: &Asking,
+                values: &mut [[f32; TILE]],
+            ) {
+                // SAFETY: the caller keeps the contract and has the features.
+                unsafe { generic::refine::<L>(prefix, queries, asking, values) }
+            }
+
+            #[target_feature(enable = $features)]
             pub(super) unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
                 // SAFETY: the caller keeps the contract and has the features.
                 unsafe { generic::dense::<L>(dense, values, out) }
@@ -322,6 +333,7 @@ macro_rules! kernels {
             name: $name,
             first: $module::first,
             second: $module::second,
+            refine: $module::refine,
             dense: $module::dense,
             group: $module::group,
             wide: $module::wide,
