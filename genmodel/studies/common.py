@@ -129,6 +129,7 @@ def train_open_clip(
     batch_size: int,
     seed: int,
     learning_rate: float = 1e-3,
+    max_scale: float = 100.0,
     text_features: Sequence[NDArray[np.float32]] | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> dict[str, Any]:
@@ -137,7 +138,8 @@ def train_open_clip(
     `config` is what `open_clip_config.json` holds: `model_cfg` and `preprocess_cfg`. `images`: uint8 (n, 3, s, s).
     `texts`: one or more captions per image; each step draws one of them. With `text_features` (per image, (captions,
     d), unit rows) the text tower is taken as frozen and only the image tower learns. The loss is CLIP's (Radford et al.
-    2021), through `open_clip.loss.ClipLoss`. Returns the loss and the step count.
+    2021), through `open_clip.loss.ClipLoss`; its learned scale stays below `max_scale`, CLIP's own bound unless a small
+    set would only make it sharper. Returns the loss, the scale and the step count.
     """
     from open_clip.loss import ClipLoss
 
@@ -194,12 +196,13 @@ def train_open_clip(
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(0.0, math.log(100.0))
+            model.logit_scale.clamp_(0.0, math.log(max_scale))
         average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
         if step % 100 == 99:
             say(f"encoder step {step + 1}/{steps}: loss {average:.3f}, scale {model.logit_scale.exp().item():.1f}")
     save_encoder(out, model, config["model_cfg"], config["preprocess_cfg"])
-    return {"steps": steps, "batch_size": batch_size, "loss": round(average, 4), "seed": seed}
+    scale = round(model.logit_scale.exp().item(), 2)
+    return {"steps": steps, "batch_size": batch_size, "loss": round(average, 4), "scale": scale, "seed": seed}
 
 
 def _portable(argument: str) -> str:

@@ -54,7 +54,14 @@ def augment(batch: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def train_encoder(
-    images: NDArray[np.uint8], texts: list[list[str]], out: Path, *, steps: int, batch_size: int, seed: int
+    images: NDArray[np.uint8],
+    texts: list[list[str]],
+    out: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    max_scale: float,
+    seed: int,
 ) -> dict[str, Any]:
     """Trains the image tower on images uint8 (n, 3, 64, 64) and their captions; writes the folder `out`."""
     return train_open_clip(
@@ -66,6 +73,7 @@ def train_encoder(
         batch_size=batch_size,
         seed=seed,
         learning_rate=2e-3,
+        max_scale=max_scale,
         text_features=embed_texts(texts),
         augment=augment,
     )

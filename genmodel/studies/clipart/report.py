@@ -118,7 +118,9 @@ def _setup(records: Records, config: ClipartConfig) -> str:
         generators, {rows["test"]} for tests; `tools/make_clipart.py` makes the table""",
         f"""the given encoder: open_clip, all-MiniLM-L6-v2 as the frozen text tower and a convolutional image
         tower of our own
-        training. Text -> image recall on {recall["n"]} unseen pictures: {shares} (chance 0.2, 1, 2)""",
+        training. Text -> image recall on {recall["n"]} unseen pictures: {shares} (chance 0.2, 1, 2). Such a
+        picture and its own caption have a mean cosine of {encoder["pair_cosine"]:.3f}, any picture and any caption
+        {encoder["other_cosine"]:.3f}; the loss's scale ended at {encoder["scale"]:g}""",
         f"""the tokenizer: FSQ, 8x8 tokens of 1,000, {tokenizer["psnr"]:.1f} dB on held-out pictures. A picture
         and its
         reconstruction have a mean cosine of {fidelity:.3f} by the encoder, which bounds all rates below""",
