@@ -180,6 +180,7 @@ def run_arm(
     shift: NDArray[np.float32],
     second_stage: Any = None,
     best_of: int = 1,
+    second: Callable[[Group, SampleResult, float], dict[str, Any]] | None = None,
     keep: Callable[[Group, float, float, SampleResult], None] | None = None,
 ) -> list[dict[str, Any]]:
     """One cell for each group, mass and guidance: ``{"group", "mass", "guidance", "n", **judge's}``.
@@ -198,6 +199,7 @@ def run_arm(
         shift: mean text minus mean image embedding, (d,).
         second_stage: the flow, for the arm of two stages.
         best_of: candidates per sample, of which the one nearest to the plain embedding is kept.
+        second: ``second(group, result, mass)``: what another judge adds, whose caps are its own.
         keep: called with every group's samples, for grids.
     """
     cells = []
@@ -231,6 +233,7 @@ def run_arm(
                         "max_cos_distance": round(float(judged.mean()), 4),
                         "n": len(drawn),
                         **judge(group, drawn, judged),
+                        **(second(group, drawn, mass) if second is not None else {}),
                     }
                 )
     return cells

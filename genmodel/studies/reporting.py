@@ -239,5 +239,5 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def _stage_order(name: str) -> tuple[int, str]:
-    first = ("prompts", "reader", "encoder", "images", "tokenizer", "encode", "second-stage", "reference")
+    first = ("prompts", "reader", "encoder", "images", "tokenizer", "encode", "second-stage", "reference", "judge")
     return (first.index(name), name) if name in first else (len(first) + name.startswith("arm-"), name)

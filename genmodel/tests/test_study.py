@@ -175,6 +175,31 @@ def test_clip_scores_and_their_errors_are_over_prompts():
     assert found["cosine_error"] == pytest.approx(1 / 3)
 
 
+class _Encoder:
+    """Sees in an image its top left pixel, and knows no word."""
+
+    def text(self, texts):
+        return torch.eye(4)[: len(texts)]
+
+    def images(self, images):
+        return torch.eye(4)[images[:, 0, 0, 0].long()]
+
+
+def test_a_second_judge_has_its_own_caps():
+    from studies.clipart.study import SecondJudge
+
+    images = torch.zeros(6, 3, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor([0, 1, 1, 1, 3, 3])
+    found = SecondJudge(_Encoder(), _Tree()).judge(_groups()[0], images, 0.1)
+    assert (found["second_in_cap"], found["second_cosine_sum"]) == (3, 3.0)
+    assert found["second_cosine_error"] > 0
+
+
+def test_a_second_judge_is_asked_of_every_cell():
+    _, cells = _run(arms.ARMS[1], second=lambda group, result, mass: {"seen": (group.name, len(result), mass)})
+    assert {cell["seen"] for cell in cells} == {(g, n, m) for g, n in (("text", 6), ("image", 1)) for m in (0.1, 0.5)}
+
+
 def _records(seeds):
     """Stages of a study whose arms have these seeds; the first command named one of them."""
     made = {"command": "python -m studies.scenes --seeds 0", "commit": "abc", "changes": False, "threads": 1}
@@ -235,7 +260,7 @@ def test_a_study_goes_on_arm_by_arm(tmp_path, monkeypatch):
 
         return work
 
-    for name in ("_prompts", "_encoder", "_tokenizer", "_encode", "_reference"):
+    for name in ("_prompts", "_encoder", "_tokenizer", "_encode", "_reference", "_judge"):
         monkeypatch.setattr(study, name, stage(name))
     monkeypatch.setattr(study, "train_flow_of", lambda *_: stage("flow")(0))
     monkeypatch.setattr(study, "train_line", lambda training, seed, *_: stage("train")(0, f"{training}-{seed}"))

@@ -74,7 +74,7 @@ def write_report(records: Records, config: ClipartConfig) -> None:
             )
             table = mean_table(cells, "cosine_sum", group, guidance, config.masses, cosine, "cosine_error")
             parts.append(table + "\n")
-    parts += _reranked(records, config)
+    parts += _reranked(records, config) + _second_judge(records, config)
     parts.append(
         f"## Grids\n\nGuidance {config.guidances[-1]:g}, caps of {config.masses[0]:g} of the pictures; "
         "*best of* are the reranked.\n"
@@ -94,13 +94,43 @@ def _reranked(records: Records, config: ClipartConfig) -> list[str]:
     return [
         f"## Texts, the best of {config.best_of}\n",
         f"""Of every {config.best_of} samples the one nearest to the prompt is kept. The encoder that ranks them is the
-one that judges, so this says what reranking buys by its own measure, not that the pictures are better by another's.
+one that judges, so this says what reranking buys by its own measure; the next section has another's.
 """,
         f"In-cap rate in percent, guidance {guidance:g}:\n",
         rate_table(cells, "in_cap", "text", guidance, masses, {}) + "\n",
         f"CLIP score, guidance {guidance:g}:\n",
         mean_table(cells, "cosine_sum", "text", guidance, masses, {}, "cosine_error") + "\n",
     ]
+
+
+def _second_judge(records: Records, config: ClipartConfig) -> list[str]:
+    """Texts by the second encoder, as drawn and reranked by the first."""
+    result = records["judge"]["result"]
+    guidance, masses, recall = config.guidances[-1], config.masses, result["recall"]
+    reference = [pooled(result["cells"], "second_in_cap", mass=mass) for mass in masses]
+    means = [pooled(result["cells"], "second_cosine_sum", mass=mass) for mass in masses]
+    shares = ", ".join(f"{100 * recall[k] / recall['n']:.0f}% at {k}" for k in ("1", "5", "10"))
+    made = "training images in the first's cap, reconstructed"
+    parts = [
+        "## Texts, by a second encoder\n",
+        f"""Trained in the same way from the captions of the generators' own half, which nothing else reads; it had no
+part in the training, the prompts or the choice of a sample. (The frozen text tower is the same.) Its caps are its own
+and hold the same shares of the pictures. Recall: {shares}; pairs: {result["pair_cosine"]:.3f}.
+""",
+    ]
+    for part, title in (("cells", "as drawn"), ("reranked", f"the best of {config.best_of} by the first encoder")):
+        cells = arm_cells(records, part)
+        if not cells:
+            continue
+        ceiling = {made: [percent(int(sum_), n) for sum_, n in reference]}
+        mean = {made: [f"{sum_ / n:.3f}" for sum_, n in means]}
+        parts += [
+            f"In-cap rate in percent, guidance {guidance:g}, {title}:\n",
+            rate_table(cells, "second_in_cap", "text", guidance, masses, ceiling) + "\n",
+            f"CLIP score, guidance {guidance:g}, {title}:\n",
+            mean_table(cells, "second_cosine_sum", "text", guidance, masses, mean, "second_cosine_error") + "\n",
+        ]
+    return parts
 
 
 def _setup(records: Records, config: ClipartConfig) -> str:
@@ -127,9 +157,8 @@ def _setup(records: Records, config: ClipartConfig) -> str:
         f"each generator: {size}{run.steps} steps of {run.batch_size} pictures",
         f"""{len(records["prompts"]["result"]["prompts"])} texts, {config.samples_per_prompt} samples each, and
         {config.image_prompts} pictures, one sample each; intervals are 95% Wilson over samples""",
-        """everything is judged by the encoder that also steers: there is no second judge here (the study of
-        rendered scenes
-        has one)""",
+        """all but the tables of the second encoder is judged by the encoder that also steers; the study of rendered
+        scenes reads the pixels instead""",
     ]
     return f"## What was done\n\n{bullets(points)}\n"
 

@@ -94,6 +94,7 @@ class Study:
         self.config, self.out = config, config.out
         self.stages = Stages(config.out, say)
         self.encoder, self.tokenizer = config.out / "encoder", config.out / "tokenizer"
+        self.judge, self.judge_tree = config.out / "judge", config.out / "judge.captree"
         self.shards, self.tree, self.shift = (config.out / name for name in (SHARDS, TREE, SHIFT))
         self._data: Clipart | None = None
 
@@ -125,6 +126,7 @@ def run(config: ClipartConfig) -> dict[str, Any]:
         ("encode", lambda: _encode(study)),
         ("second-stage", lambda: train_flow_of(config.run, study.out, config.threads)),
         ("reference", lambda: _reference(study)),
+        ("judge", lambda: _judge(study)),
     ]
     for seed in config.seeds:
         for training in config.order:
@@ -166,11 +168,16 @@ def _prompts(study: Study) -> dict[str, Any]:
 
 
 def _encoder(study: Study) -> dict[str, Any]:
+    return _given_encoder(study, study.data.encoder, study.encoder)
+
+
+def _given_encoder(study: Study, learned: NDArray[np.int64], out: Path) -> dict[str, Any]:
+    """Trains an encoder on the captions of the rows `learned`, and measures it on the tests'."""
     data, config = study.data, study.config
     report = train_encoder(
-        pictures(data, data.encoder),
-        [data.captions[row] for row in data.encoder],
-        study.encoder,
+        pictures(data, learned),
+        [data.captions[row] for row in learned],
+        out,
         steps=config.encoder_steps,
         batch_size=config.encoder_batch,
         max_scale=config.encoder_max_scale,
@@ -179,7 +186,7 @@ def _encoder(study: Study) -> dict[str, Any]:
     # Text -> image recall on pictures and captions that it has not seen, and the cosines of such pairs: the scale on
     # which the samples' are to be read.
     rows = data.test[:500]
-    images = load_encoder(str(study.encoder)).images(torch.from_numpy(pictures(data, rows))).numpy()
+    images = load_encoder(str(out)).images(torch.from_numpy(pictures(data, rows))).numpy()
     texts = np.concatenate(embed_texts([data.captions[row][-1:] for row in rows]))
     scores = texts @ images.T
     report["pair_cosine"], report["other_cosine"] = float(np.diag(scores).mean()), float(scores.mean())
@@ -261,8 +268,51 @@ def _reference(study: Study) -> dict[str, Any]:
     return {"cells": cells}
 
 
+def _judge(study: Study) -> dict[str, Any]:
+    """A second encoder, from the captions that nothing else reads: those of the generators' half.
+
+    Its caps hold the same shares of the pictures as the first's, and it sees the same pictures of the first's caps.
+    """
+    report = _given_encoder(study, study.data.generator, study.judge)
+    encoder, tokenizer = load_encoder(str(study.judge)), load_tokenizer(study.tokenizer)
+    parts = np.array_split(study.data.generator, max(1, len(study.data.generator) // 256))
+    rows = [encoder.images(torch.from_numpy(pictures(study.data, part))).numpy() for part in parts]
+    captree.build(unit(np.concatenate(rows)), out=study.judge_tree)
+    second, tree, tokens = SecondJudge.open(study), captree.open(study.tree), open_shards(study.shards).tokens
+    group = next(group for group in study.groups(load_encoder(str(study.encoder))) if group.name == "text")
+    centers = np.stack([prompt.center for prompt in group.prompts])
+    cells = []
+    for mass in study.config.masses:
+        drawn = tree.sample(captree.Caps(centers, tree.radius_for_mass(centers, mass)), k=group.n, seed=0).reshape(-1)
+        made = tokenizer.decode(torch.from_numpy(np.asarray(tokens)[drawn].astype(np.int64)))
+        cells.append({"group": group.name, "mass": mass, "n": len(drawn), **second.judge(group, made, mass)})
+    return {**report, "cells": cells}
+
+
+@dataclass(frozen=True)
+class SecondJudge:
+    """The second encoder with its own caps. `tree` holds the generators' pictures as it sees them."""
+
+    encoder: Any
+    tree: Any
+
+    @classmethod
+    def open(cls, study: Study) -> SecondJudge:
+        """Reads what the stage left."""
+        return cls(load_encoder(str(study.judge)), captree.open(study.judge_tree))
+
+    def judge(self, group: Group, images: torch.Tensor, mass: float) -> dict[str, Any]:
+        """Figures of images uint8 (p * n, 3, s, s) of a group of texts, by caps that hold `mass` of the pictures."""
+        centers = unit(self.encoder.text([prompt.label for prompt in group.prompts]))
+        rows = torch.cat([self.encoder.images(part) for part in images.split(128)])
+        found = np.einsum("pnd,pd->pn", unit(rows).reshape(len(centers), -1, centers.shape[1]), centers)
+        limits = bounds(centers, mass=(mass,), tree=self.tree)
+        figures = {"in_cap": int((1.0 - found <= limits[:, None]).sum()), **_cosine_figures(found)}
+        return {f"second_{name}": value for name, value in figures.items()}
+
+
 def _arm(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
-    config = study.config
+    config, second = study.config, SecondJudge.open(study)
     sampler = Sampler.open(
         study.out / f"train-{arm.training}-{seed}",
         encoder=str(study.encoder),
@@ -295,6 +345,7 @@ def _arm(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
             shift=load_shift(study.shift),
             second_stage=stage,
             best_of=best_of,
+            second=lambda group, result, mass: second.judge(group, result.images, mass) if group.name == "text" else {},
             keep=keep,
         )
 
@@ -326,17 +377,16 @@ def _unconditional(sampler: Sampler, groups: list[Group], config: ClipartConfig,
 
 
 def judge(group: Group, result: SampleResult, limits: NDArray[np.float64]) -> dict[str, Any]:
-    """Samples in their caps, and the sum of their cosines with the prompts (the CLIP score), by the given encoder.
-
-    `cosine_error` is the standard error of the mean cosine over prompts: they differ more than samples of one do.
-    """
+    """Samples in their caps and their cosines with the prompts (the CLIP score), by the given encoder."""
     plain = np.stack([prompt.center for prompt in group.prompts])
     found = cosines(result, plain)
-    return {
-        "in_cap": int(in_caps(result, plain, limits).sum()),
-        "cosine_sum": float(found.sum()),
-        "cosine_error": float(found.mean(1).std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else 0.0,
-    }
+    return {"in_cap": int(in_caps(result, plain, limits).sum()), **_cosine_figures(found)}
+
+
+def _cosine_figures(found: NDArray[Any]) -> dict[str, float]:
+    """The sum of cosines (p, n), and the standard error of their mean over prompts, which differ more than samples."""
+    error = float(found.mean(1).std(ddof=1) / math.sqrt(len(found))) if len(found) > 1 else 0.0
+    return {"cosine_sum": float(found.sum()), "cosine_error": error}
 
 
 def save_grid(path: Path, group: Group, result: SampleResult, columns: int = 4) -> None:
