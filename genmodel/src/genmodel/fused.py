@@ -66,7 +66,8 @@ class NormedTurned(Function):
         back = turns.conj().resolve_conj()
         gains = gains[:, None]
         # A rotation keeps products, so the part along the input is taken before the vectors are turned back.
-        along_q, along_k = torch.linalg.vecdot(gq, q).unsqueeze(-1), torch.linalg.vecdot(gk, k).unsqueeze(-1)
+        # einsum takes these short products in one pass; vecdot writes all of them down first.
+        along_q, along_k = (torch.einsum("nlhs,nlhs->nlh", g, y).unsqueeze(-1) for g, y in ((gq, q), (gk, k)))
         for i, g, y, scale, along, gain in ((0, gq, q, scale_q, along_q, gains), (1, gk, k, scale_k, along_k, None)):
             inner = along * scale / size
             inner = inner if gain is None else inner / gain
