@@ -84,7 +84,8 @@ pub(crate) struct Bounds {
     /// The same over the columns that the second level adds.
     pub second_lost: f32,
     pub second_length: f32,
-    /// `|z - s i|` and `|i|` over the leading [`FINE`] columns; what their refinement `l` loses, and `|l|`.
+    /// `|z - s i|` (which only earlier versions of captree read) and `|i|` over the leading [`FINE`] columns; what their
+    /// refinement `l` loses, and `|l|`.
     pub lead_lost: f32,
     pub lead_length: f32,
     pub fine_lost: f32,

@@ -28,11 +28,10 @@
 //! level. Four levels read more and more of them ([`levels`]; [`plan`] chooses how many):
 //!
 //! - *first*: a few leading columns, 8 bits; `|p| |t|` for the rest; one question, in integers alone ([`fold`]).
-//! - *second*: more columns, 8 bits; `|p| |t|` for the rest. Rows that stay open get what the query's 8 bits lost on the
-//!   leading 64 columns, from the same row codes.
+//! - *second*: more columns, 8 bits; `|p| |t|` for the rest.
 //! - *third*: more columns again, 8 bits; `|p| |t|` for the rest.
-//! - *last*: 8 bits more for the row's leading 64 columns, and all other columns in 8 bits; `|p| |t|` for what even these
-//!   leave over.
+//! - *last*: 8 bits more for the leading 64 columns of the row, and of the query (from the same row codes), and all other
+//!   columns in 8 bits; `|p| |t|` for what even these leave over.
 //!
 //! Before them stand tiles of 64 neighbors in tree order (the code of their mean, with the tile's radius added to the
 //! error). What no level decides meets the stored vector. The proof is in docs/exactness.md, the layout in docs/format.md.

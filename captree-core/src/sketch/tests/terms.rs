@@ -144,8 +144,6 @@ fn cases() -> Vec<Case> {
         Case::length("second length", 3, SECOND),
         Case::lost("second lost, not refined", 2, PLAIN),
         Case::length("second length, not refined", 3, PLAIN),
-        Case::lost("lead lost", 4, FIRST),
-        Case::lost("lead lost, second level", 4, SECOND),
         second_code(),
         // Beyond what both of the row's codes reach.
         Case { steps: clipped, ..Case::lost("fine lost", 6, FIRST) },
