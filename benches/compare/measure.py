@@ -16,6 +16,9 @@ WIDE = 0.1
 WIDE_BATCH = 16
 SLOW_BATCH = 8
 
+LEAST_SECONDS = 0.5
+"""A run is as many calls as this takes: short calls would feel the caches as the peer before left them."""
+
 
 def memory() -> int:
     """Bytes of this process's own (not mapped) memory; 0 where the system does not say."""
@@ -37,24 +40,29 @@ def build(peer: Peer, problem: Problem) -> dict[str, Any]:
 
 
 def run(peer: Peer, problem: Problem, operation: str, group: Group, judged: bool) -> dict[str, Any]:
-    """One operation on the caps of one group: how many caps, the seconds, and if asked how good the answers are."""
+    """One operation on one group: its caps, seconds per call and in all, and if asked, how good the answers are."""
     caps = batch(peer, problem, operation, group)
     centers, bounds = np.ascontiguousarray(problem.centers[caps]), problem.bounds[caps]
-    calls: dict[str, Callable[[], Any]] = {
-        "count": lambda: peer.count(centers, bounds),
-        "count one by one": lambda: one_at_a_time(peer, centers, bounds),
-        "search": lambda: peer.search(centers, bounds),
-        "sample k=1": lambda: peer.sample(centers, bounds, 1, seed=1),
-        "sample k=100": lambda: peer.sample(centers, bounds, 100, seed=1),
-        f"nearest k={NEAREST_K}": lambda: peer.nearest(centers, NEAREST_K),
+    calls: dict[str, Callable[[int], Any]] = {
+        "count": lambda seed: peer.count(centers, bounds),
+        "count one by one": lambda seed: one_at_a_time(peer, centers, bounds),
+        "search": lambda seed: peer.search(centers, bounds),
+        "sample k=1": lambda seed: peer.sample(centers, bounds, 1, seed=seed),
+        "sample k=100": lambda seed: peer.sample(centers, bounds, 100, seed=seed),
+        f"nearest k={NEAREST_K}": lambda seed: peer.nearest(centers, NEAREST_K),
     }
-    start = time.perf_counter()
-    answer = calls[operation]()
-    seconds = time.perf_counter() - start
+    call, seconds, times, first = calls[operation], 0.0, 0, None
+    while seconds < LEAST_SECONDS:
+        times += 1
+        start = time.perf_counter()
+        answer = call(times)
+        seconds += time.perf_counter() - start
+        first = answer if first is None else first
     return {
         "caps": len(caps),
-        "seconds": seconds,
-        "judged": judge(problem, operation, caps, answer) if judged else {},
+        "seconds": seconds / times,
+        "spent": seconds,
+        "judged": judge(problem, operation, caps, first) if judged else {},
     }
 
 

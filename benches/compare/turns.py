@@ -146,6 +146,6 @@ def add(entry: dict[str, Any], answer: dict[str, Any]) -> None:
     """Adds one run; the shortest is what the code takes when nothing else disturbs it."""
     seconds = answer["seconds"]
     best = min(entry.get("seconds", seconds), seconds)
-    entry |= {"seconds": best, "runs": entry["runs"] + 1, "spent": entry["spent"] + seconds}
+    entry |= {"seconds": best, "runs": entry["runs"] + 1, "spent": entry["spent"] + answer["spent"]}
     entry |= {"caps": answer["caps"], "per_second": answer["caps"] / best}
     entry.setdefault("judged", answer["judged"])
