@@ -58,7 +58,7 @@ compare: .venv-bench/.stamp-captree ## Measure captree beside its peers; writes 
 study-scenes: .venv-torch/.stamp-genmodel ## The study on rendered scenes: hours; goes on where it stopped
 	cd genmodel && ../.venv-torch/bin/python -m studies.scenes $(STUDY_FLAGS)
 
-study-clipart: .venv-torch/.stamp-genmodel ## The study on clip art: hours; makes its images first (needs Debian's mirrors)
+study-clipart: .venv-torch/.stamp-genmodel ## The study on clip art: an hour; first make its images: python tools/make_clipart.py
 	cd genmodel && ../.venv-torch/bin/python -m studies.clipart $(STUDY_FLAGS)
 
 docs: test-docs-rust $(VENV)/.stamp-captree ## Build the Rust API docs (target/doc) and run the examples of README.md and docs/
