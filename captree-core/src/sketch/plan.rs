@@ -49,7 +49,7 @@ const LEAD: f64 = 1.25;
 const WIDE_TEST: f64 = 1.0;
 const WALK: f64 = 0.7;
 const APART: f64 = 5.0;
-const ALONE: f64 = 3.5;
+const ALONE: f64 = 2.2;
 
 /// What codes lose makes errors larger than what the columns leave over, by about this.
 const CODED: f64 = 1.05;
@@ -58,7 +58,7 @@ const CODED: f64 = 1.05;
 const NARROW: usize = 4;
 
 /// Open rows from which a tile's rows are settled together.
-const DENSE_ROWS: usize = 8;
+const DENSE_ROWS: usize = 20;
 
 /// What each level would have to look at, for one cap and one tile: rows that a prefix of each width leaves open.
 #[derive(Clone, Copy, Default)]

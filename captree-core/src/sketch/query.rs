@@ -24,10 +24,10 @@ pub(crate) const TILES_TOGETHER: usize = 8;
 const AT_ONCE: usize = 32;
 
 /// Open rows of a tile from which all its rows together cost less than one by one.
-const DENSE_ROWS: u32 = 8;
+const DENSE_ROWS: u32 = 20;
 
 /// Queries with that many from which interleaving the tile's codes pays.
-const DENSE_QUERIES: usize = 4;
+const DENSE_QUERIES: usize = 12;
 
 /// Sketches of a batch of caps.
 pub(crate) struct Queries<'a> {
@@ -72,8 +72,8 @@ pub(crate) struct Settling {
     asked: Vec<u32>,
     asked_places: Vec<usize>,
     tests: Vec<WideTest>,
-    /// The tests of those that are settled row by row, at their places among the open ones.
-    own_tests: Vec<WideTest>,
+    /// Places of those that are settled row by row.
+    alone: Vec<usize>,
     /// What the wider levels have read of the last tiles.
     late: [[Late; 2]; TILES_TOGETHER],
     /// Where what the levels leave open is counted, if anywhere.
@@ -343,12 +343,7 @@ impl<'a> Queries<'a> {
                 WideTest { inside: f32::INFINITY, outside: f32::NEG_INFINITY, ..test }
             }
         };
-        let residuals = &prefix.terms[field::THIRD_RESIDUAL..][..TILE];
-        let quarter = |start: usize| Rows {
-            codes: &codes[start * stride..],
-            stride,
-            residuals: residuals[start..start + QUARTER].try_into().expect("a quarter of a tile"),
-        };
+        let residuals = prefix.terms[field::THIRD_RESIDUAL..].first_chunk::<TILE>().expect("a tile");
         if level == Part::Last {
             with.asking.clear(with.still.len());
             with.still.iter().for_each(|place| with.asking.note(*place as usize, with.masks[*place as usize]));
@@ -356,16 +351,14 @@ impl<'a> Queries<'a> {
         }
         with.asked.clear();
         with.asked_places.clear();
-        with.asking.clear(with.still.len());
-        with.own_tests.resize(with.open.len(), WideTest::default());
+        with.alone.clear();
         for place in with.still.iter().map(|place| *place as usize) {
             let mask = with.masks[place];
             if mask.count_ones() >= DENSE_ROWS {
                 with.asked.push(with.open[place]);
                 with.asked_places.push(place);
             } else {
-                with.own_tests[place] = test(with.open[place]);
-                with.asking.note(place, mask);
+                with.alone.push(place);
             }
         }
         if with.asked.len() >= DENSE_QUERIES {
@@ -373,7 +366,8 @@ impl<'a> Queries<'a> {
                 late.is_interleaved = true;
                 late.interleaved.resize(TILE * (to - from), 0);
                 for start in (0..codes.len().div_ceil(stride)).step_by(QUARTER) {
-                    self.kernels.interleave(&quarter(start), to - from, &mut late.interleaved[start * 4..]);
+                    let into = &mut late.interleaved[start * 4..];
+                    self.kernels.interleave(&codes[start * stride..], stride, to - from, into);
                 }
             }
             with.tests.clear();
@@ -397,26 +391,15 @@ impl<'a> Queries<'a> {
                 own.unsure &= decision.unsure;
             }
         } else {
-            for place in &with.asked_places {
-                with.own_tests[*place] = test(with.open[*place]);
-                with.asking.note(*place, with.masks[*place]);
-            }
+            with.alone.append(&mut with.asked_places);
         }
-        // A quarter of the tile at a time: its codes and those of the queries stay in the first-level cache.
-        for (part, places) in with.asking.parts().filter(|(_, places)| !places.is_empty()) {
-            let start = part * QUARTER;
-            let rows = quarter(start);
-            for place in places {
-                let place = *place as usize;
-                let mask = (with.masks[place] >> start) as u16;
-                let (own, query) = (&mut out[with.places[place]], with.open[place]);
-                let code = &self.wide_codes[query as usize * stride..][from..to];
-                let values = &mut with.values[place][start..start + QUARTER];
-                let values = values.try_into().expect("a quarter of a tile");
-                let (inside, open) = self.kernels.wide(&rows, code, mask, values, &with.own_tests[place]);
-                own.inside |= u64::from(inside) << start;
-                own.unsure &= !(u64::from(mask & !open) << start);
-            }
+        let rows = Rows { codes, stride, residuals };
+        for place in &with.alone {
+            let (own, query) = (&mut out[with.places[*place]], with.open[*place]);
+            let (code, values) = (&self.wide_codes[query as usize * stride..][from..to], &mut with.values[*place]);
+            let decision = self.kernels.wide(&rows, code, with.masks[*place], values, &test(query));
+            own.inside |= decision.inside;
+            own.unsure = decision.unsure;
         }
         let (mut left, mut count) = (0, 0);
         for i in 0..with.still.len() {

@@ -6,7 +6,7 @@ mod terms;
 use half::f16;
 use proptest::prelude::*;
 
-use super::kernel::{Decision, First, FirstTerms, IntKernels, QUARTER, Rows, WideTest};
+use super::kernel::{Decision, First, FirstTerms, IntKernels, Rows, WideTest};
 use super::levels::{Bounds, Steps};
 use super::{Basis, Queries, Settling, Sketch, TILE, Widths, fold};
 use crate::caps::Caps;
@@ -218,23 +218,25 @@ proptest! {
 
     #[test]
     fn kernels_agree_on_integers(
-        rows in prop::collection::vec(any::<u8>(), 16 * 192), query in prop::collection::vec(-127i8..=127, 192),
-        mask in any::<u16>(), middle in -100_000i32..100_000,
+        rows in prop::collection::vec(any::<u8>(), TILE * 192), query in prop::collection::vec(-127i8..=127, 192),
+        mask in any::<u64>(), thinner in any::<u64>(), there in 1usize..=TILE, middle in -100_000i32..100_000,
     ) {
         let sum = |row: &[u8]| row.iter().zip(&query).map(|(x, q)| i32::from(*x) * i32::from(*q)).sum::<i32>();
         // Small integers are exact in float32, so the masks must be what the sums say.
         let sums: Vec<i32> = rows.chunks_exact(192).map(|row| sum(row) - middle).collect();
         let test = WideTest { scale: 1.0, start: -middle, residual: 2.0, inside: 50_000.0, outside: -50_000.0 };
         let residuals = std::array::from_fn(|r| 1000.0 * r as f32);
+        // A last tile has fewer rows.
+        let (rows, mask) = (&rows[..there * 192], mask & thinner & u64::MAX >> (TILE - there));
         let bits = |is: fn(i32, i32) -> bool| {
-            sums.iter().enumerate().fold(0u16, |m, (r, s)| m | u16::from(is(*s, 2000 * r as i32)) << r) & mask
+            sums.iter().enumerate().fold(0, |m, (r, s)| m | u64::from(is(*s, 2000 * r as i32)) << r) & mask
         };
         for kernels in IntKernels::available() {
-            let part = Rows { codes: &rows, stride: 192, residuals: &residuals };
-            let mut values = [0.0; QUARTER];
-            let (inside, open) = kernels.wide(&part, &query, mask, &mut values, &test);
-            prop_assert_eq!(inside, bits(|s, e| s - e >= 50_000), "{}", kernels.name());
-            prop_assert_eq!(open, bits(|s, e| s - e < 50_000 && s + e >= -50_000), "{}", kernels.name());
+            let tile = Rows { codes: rows, stride: 192, residuals: &residuals };
+            let mut values = [0.0; TILE];
+            let decision = kernels.wide(&tile, &query, mask, &mut values, &test);
+            prop_assert_eq!(decision.inside, bits(|s, e| s - e >= 50_000), "{}", kernels.name());
+            prop_assert_eq!(decision.unsure, bits(|s, e| s - e < 50_000 && s + e >= -50_000), "{}", kernels.name());
             for (r, (sum, value)) in sums.iter().zip(&values).enumerate() {
                 prop_assert!(mask >> r & 1 == 0 || *value == *sum as f32, "{}", kernels.name());
             }
@@ -300,7 +302,7 @@ proptest! {
         }
         for kernels in IntKernels::available() {
             let mut got = vec![0u8; TILE * 128];
-            kernels.interleave(&Rows { codes, stride: 192, residuals: &[0.0; QUARTER] }, 128, &mut got);
+            kernels.interleave(codes, 192, 128, &mut got);
             for r in (0..count).flat_map(|r| (0..32).map(move |g| (g * TILE + r) * 4)) {
                 prop_assert_eq!(&got[r..r + 4], &want[r..r + 4], "{}", kernels.name());
             }

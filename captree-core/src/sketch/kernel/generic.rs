@@ -1,6 +1,6 @@
 //! The tile loops, written once over [`Lanes`].
 
-use super::{Asked, Asking, Decision, Dense, First, LeadTerms, Prefix, PrefixTerms, Rows, Test, WideTest};
+use super::{Asked, Asking, Decision, Dense, First, LeadTerms, Prefix, PrefixTerms, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::Bounds;
 
@@ -335,19 +335,6 @@ unsafe fn dense_block<L: Lanes, const Q: usize>(
                 let (inside, open) = L::wide_test(sums[q][p], values.add(p * ROWS), residuals, test);
                 decision.set(p, inside, open);
             }
-        }
-    }
-}
-
-/// Copies four bytes at a time.
-///
-/// # Safety
-/// The lengths that [`super::IntKernels`] checks.
-pub(super) unsafe fn interleave(rows: &Rows<'_>, bytes: usize, into: &mut [u8]) {
-    for (r, row) in rows.codes.chunks(rows.stride).take(ROWS).enumerate() {
-        for (group, four) in row[..bytes].chunks_exact(4).enumerate() {
-            let at = (group * TILE + r) * 4;
-            into[at..at + 4].copy_from_slice(four);
         }
     }
 }

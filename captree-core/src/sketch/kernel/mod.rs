@@ -1,14 +1,18 @@
 //! Integer dot products of a tile of codes with many queries, and the test that follows: one loop, one instantiation per
 //! instruction set, chosen once at run time.
 
+mod asking;
 mod generic;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
 mod portable;
+mod rows;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 use std::sync::OnceLock;
+
+pub(crate) use asking::Asking;
 
 use super::TILE;
 use super::levels::{Bounds, TERMS};
@@ -166,28 +170,22 @@ pub(crate) struct WideTest {
 }
 
 impl WideTest {
-    /// Bits of the rows of `mask` that are inside, and of those that stay open.
+    /// Whether a row is inside, and whether it is not outside, given the sum without its start; updates its value.
     #[inline(always)]
-    fn decide(
-        &self,
-        sums: &[i32; QUARTER],
-        values: &mut [f32; QUARTER],
-        residuals: &[f32; QUARTER],
-        mask: u16,
-    ) -> (u16, u16) {
-        let (mut inside, mut open) = (0, 0);
-        for (r, ((sum, value), residual)) in sums.iter().zip(values).zip(residuals).enumerate() {
-            let error = self.residual * residual;
-            *value += self.scale * *sum as f32;
-            inside |= u16::from(*value - error >= self.inside) << r;
-            // Written so that a value that is no number stays open.
-            open |= u16::from(!(*value + error < self.outside)) << r;
-        }
-        (inside & mask, open & !inside & mask)
+    fn decide(&self, sum: i32, value: &mut f32, residual: f32) -> (bool, bool) {
+        self.decide_sum(sum.wrapping_add(self.start), value, residual)
+    }
+
+    #[inline(always)]
+    fn decide_sum(&self, sum: i32, value: &mut f32, residual: f32) -> (bool, bool) {
+        let error = self.residual * residual;
+        *value += self.scale * sum as f32;
+        // Written so that a value that is no number stays open.
+        (*value - error >= self.inside, !(*value + error < self.outside))
     }
 }
 
-/// Rows that [`IntKernels::wide`] takes at a time.
+/// Rows that the loops take at a time.
 pub(crate) const QUARTER: usize = 16;
 
 /// One bit per row of a tile.
@@ -205,6 +203,13 @@ impl Decision {
     fn set(&mut self, part: usize, inside: u16, open: u16) {
         set(&mut self.inside, part, inside);
         set(&mut self.unsure, part, open & !inside);
+    }
+
+    /// Adds what was found of one row: whether it is inside, and whether it is not outside.
+    #[inline(always)]
+    fn add(&mut self, row: usize, (inside, open): (bool, bool)) {
+        self.inside |= u64::from(inside) << row;
+        self.unsure |= u64::from(open & !inside) << row;
     }
 }
 
@@ -291,52 +296,17 @@ pub(crate) struct Dense<'a> {
     pub residuals: &'a [f32],
 }
 
-/// What one of the wider levels reads of sixteen rows, one after the other.
+/// What one of the wider levels reads of a tile's rows, one after the other.
 pub(crate) struct Rows<'a> {
-    /// Their codes (plus 128), `stride` bytes from row to row.
+    /// Their codes (plus 128), `stride` bytes from row to row; a last tile may have fewer than 64.
     pub codes: &'a [u8],
     pub stride: usize,
     /// What the level's columns leave of them.
-    pub residuals: &'a [f32; QUARTER],
-}
-
-/// Of each sixteen rows of a tile, the places of the queries that ask for them.
-#[derive(Default)]
-pub(crate) struct Asking {
-    places: [Vec<u32>; TILE / QUARTER],
-    counts: [usize; TILE / QUARTER],
-}
-
-impl Asking {
-    /// Starts anew, for at most `most` queries.
-    #[inline(always)]
-    pub fn clear(&mut self, most: usize) {
-        self.counts = [0; TILE / QUARTER];
-        for places in &mut self.places {
-            if places.len() < most {
-                places.resize(most, 0);
-            }
-        }
-    }
-
-    /// Notes the parts that a query asks for, without a branch: nobody could foretell it.
-    #[inline(always)]
-    pub fn note(&mut self, place: usize, mask: u64) {
-        for (part, (places, count)) in self.places.iter_mut().zip(&mut self.counts).enumerate() {
-            places[*count] = place as u32;
-            *count += usize::from(mask >> (part * QUARTER) & 0xffff != 0);
-        }
-    }
-
-    /// The parts, each with those who ask for it.
-    #[inline(always)]
-    pub fn parts(&self) -> impl Iterator<Item = (usize, &[u32])> {
-        self.places.iter().zip(&self.counts).map(|(places, count)| &places[..*count]).enumerate()
-    }
+    pub residuals: &'a [f32; TILE],
 }
 
 type FirstLevel = unsafe fn(&First<'_>, &[u32], &mut [u64], &mut [[i32; TILE]]);
-type Wide = unsafe fn(&Rows<'_>, &[i8], u16, &mut [f32; QUARTER], &WideTest) -> (u16, u16);
+type Wide = unsafe fn(&Rows<'_>, &[i8], u64, &mut [f32; TILE], &WideTest) -> Decision;
 type Second = unsafe fn(&Prefix<'_>, &Asked<'_>, &mut [Decision], &mut [[f32; TILE]], &mut Asking);
 type Refine = unsafe fn(&Prefix<'_>, &[u32], &Asking, &mut [[f32; TILE]]);
 
@@ -350,7 +320,7 @@ pub(crate) struct IntKernels {
     group: unsafe fn(&Prefix<'_>, &[u32], &mut [Decision]),
     dense: unsafe fn(&Dense<'_>, &mut [[f32; TILE]], &mut [Decision]),
     wide: Wide,
-    interleave: unsafe fn(&Rows<'_>, usize, &mut [u8]),
+    interleave: unsafe fn(&[u8], usize, usize, &mut [u8]),
 }
 
 impl IntKernels {
@@ -465,8 +435,7 @@ impl IntKernels {
         unsafe { (self.dense)(dense, values, out) }
     }
 
-    /// Decides at most sixteen rows, the bits of `mask`, by one of the wider levels: those surely inside, and those that
-    /// stay open, whose `values` are updated.
+    /// Decides the rows that are bits of `mask` by one of the wider levels; those that stay open have their `values` updated.
     ///
     /// # Panics
     /// If the query is longer than the stride or no multiple of 64, or `mask` names a row that is not there.
@@ -475,27 +444,27 @@ impl IntKernels {
         &self,
         rows: &Rows<'_>,
         query: &[i8],
-        mask: u16,
-        values: &mut [f32; QUARTER],
+        mask: u64,
+        values: &mut [f32; TILE],
         test: &WideTest,
-    ) -> (u16, u16) {
-        let there = 16 - mask.leading_zeros() as usize;
+    ) -> Decision {
+        let there = TILE - mask.leading_zeros() as usize;
         assert!(query.len().is_multiple_of(64) && query.len() <= rows.stride);
         assert!(there == 0 || rows.codes.len() >= (there - 1) * rows.stride + query.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
         unsafe { (self.wide)(rows, query, mask, values, test) }
     }
 
-    /// Writes `bytes` bytes of each of at most sixteen rows, interleaved by groups of four, as those of the first sixteen
-    /// rows of a tile.
+    /// Writes `bytes` bytes of each of at most sixteen rows, which are `stride` apart, interleaved by groups of four, as those
+    /// of the first sixteen rows of a tile.
     ///
     /// # Panics
     /// If `bytes` is no multiple of 64, or lengths do not fit.
-    pub fn interleave(&self, rows: &Rows<'_>, bytes: usize, into: &mut [u8]) {
-        let last = (rows.codes.len() + rows.stride - 1) % rows.stride + 1;
-        assert!(bytes.is_multiple_of(64) && bytes <= last && !rows.codes.is_empty());
+    pub fn interleave(&self, codes: &[u8], stride: usize, bytes: usize, into: &mut [u8]) {
+        let last = (codes.len() + stride - 1) % stride + 1;
+        assert!(bytes.is_multiple_of(64) && bytes <= last && !codes.is_empty());
         assert!(into.len() + (TILE - QUARTER) * 4 >= TILE * bytes);
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.interleave)(rows, bytes, into) }
+        unsafe { (self.interleave)(codes, stride, bytes, into) }
     }
 }

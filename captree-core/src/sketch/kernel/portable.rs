@@ -1,6 +1,7 @@
 //! The tile loop in plain Rust, for any CPU.
 
 use super::generic::{self, Lanes, ROWS};
+use super::rows::{interleave, one_by_one};
 use super::{Asked, Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::fold::unpair;
@@ -92,8 +93,14 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn wide_test(sums: Self::Sums, values: *mut f32, residuals: *const f32, test: &WideTest) -> (u16, u16) {
-        // SAFETY: the caller promises 16 writable values and 16 readable residuals.
-        unsafe { test.decide(&sums, &mut *values.cast(), &*residuals.cast(), u16::MAX) }
+        let (mut inside, mut open) = (0, 0);
+        for (r, sum) in sums.into_iter().enumerate() {
+            // SAFETY: the caller promises 16 writable values and 16 readable residuals.
+            let (is_in, is_open) = unsafe { test.decide_sum(sum, &mut *values.add(r), *residuals.add(r)) };
+            inside |= u16::from(is_in) << r;
+            open |= u16::from(is_open) << r;
+        }
+        (inside, open)
     }
 
     #[inline(always)]
@@ -136,16 +143,14 @@ unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decisi
     unsafe { generic::dense::<Portable>(dense, values, out) }
 }
 
-unsafe fn wide(rows: &Rows<'_>, query: &[i8], mask: u16, values: &mut [f32; ROWS], test: &WideTest) -> (u16, u16) {
-    let mut sums = [test.start; ROWS];
-    for (r, (row, sum)) in rows.codes.chunks(rows.stride).zip(&mut sums).enumerate() {
-        if mask >> r & 1 == 1 {
-            let products = row.iter().zip(query).map(|(x, q)| i32::from(*x) * i32::from(*q));
-            *sum = sum.wrapping_add(products.sum());
-        }
-    }
-    test.decide(&sums, values, rows.residuals, mask)
+fn dot(row: &[u8], query: &[i8]) -> i32 {
+    row.iter().zip(query).map(|(x, q)| i32::from(*x) * i32::from(*q)).sum()
+}
+
+unsafe fn wide(rows: &Rows<'_>, query: &[i8], mask: u64, values: &mut [f32; TILE], test: &WideTest) -> Decision {
+    // SAFETY: as above.
+    unsafe { one_by_one(rows, query, mask, values, test, dot) }
 }
 
 pub(super) const KERNELS: IntKernels =
-    IntKernels { name: "portable", first, second, refine, dense, group, wide, interleave: generic::interleave };
+    IntKernels { name: "portable", first, second, refine, dense, group, wide, interleave };

@@ -9,6 +9,7 @@ mod products;
 use products::{Mixed, Plain, Products, Signed};
 
 use super::generic::{self, Lanes, ROWS};
+use super::rows::interleave;
 use super::{Asked, Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
@@ -229,22 +230,22 @@ unsafe fn decide(
 unsafe fn wide<P: Products>(
     rows: &Rows<'_>,
     query: &[i8],
-    mask: u16,
-    values: &mut [f32; ROWS],
+    mask: u64,
+    values: &mut [f32; TILE],
     test: &WideTest,
-) -> (u16, u16) {
-    let (mut sums, mut left) = ([test.start; ROWS], mask);
+) -> Decision {
+    let (mut decision, mut left) = (Decision::default(), mask);
     while left != 0 {
         // The last row stands in for those that are missing.
-        let mut four = [left.trailing_zeros() as usize; 4];
-        left &= left - 1;
-        for f in 1..4 {
-            four[f] = if left == 0 { four[f - 1] } else { left.trailing_zeros() as usize };
-            left &= left.wrapping_sub(1);
+        let (mut four, mut count) = ([0; 4], 0);
+        while count < 4 && left != 0 {
+            four[count..].fill(left.trailing_zeros() as usize);
+            left &= left - 1;
+            count += 1;
         }
         // SAFETY: the rows of the mask are there, each as long as the query, a multiple of 64; the caller has the
         // features.
-        unsafe {
+        let sums: [i32; 4] = unsafe {
             let at = four.map(|f| rows.codes.as_ptr().add(f * rows.stride));
             let (mut acc, mut lack) = ([vdupq_n_s32(0); 4], P::no_lack());
             for i in (0..query.len()).step_by(16) {
@@ -254,18 +255,13 @@ unsafe fn wide<P: Products>(
                 }
                 lack = P::lack(lack, q);
             }
-            for f in 0..4 {
-                sums[four[f]] = vaddvq_s32(P::whole(acc[f], lack)).wrapping_add(test.start);
-            }
+            std::array::from_fn(|f| vaddvq_s32(P::whole(acc[f], lack)))
+        };
+        for (r, sum) in four.into_iter().zip(sums).take(count) {
+            decision.add(r, test.decide(sum, &mut values[r], rows.residuals[r]));
         }
     }
-    // SAFETY: sixteen sums, values and residuals; the caller has the features.
-    let (inside, open) = unsafe {
-        let each = std::array::from_fn(|part| vld1q_s32(sums.as_ptr().add(4 * part)));
-        let sums = Sums { rows: each, lack: P::no_lack() };
-        Neon::<P>::wide_test(sums, values.as_mut_ptr(), rows.residuals.as_ptr(), test)
-    };
-    (inside & mask, open & !inside & mask)
+    decision
 }
 
 macro_rules! kernels {
@@ -320,10 +316,10 @@ macro_rules! kernels {
             pub(super) unsafe fn wide(
                 rows: &Rows<'_>,
                 query: &[i8],
-                mask: u16,
-                values: &mut [f32; ROWS],
+                mask: u64,
+                values: &mut [f32; TILE],
                 test: &WideTest,
-            ) -> (u16, u16) {
+            ) -> Decision {
                 // SAFETY: the caller keeps the contract and has the features.
                 unsafe { super::wide::<$products>(rows, query, mask, values, test) }
             }
@@ -337,7 +333,7 @@ macro_rules! kernels {
             dense: $module::dense,
             group: $module::group,
             wide: $module::wide,
-            interleave: generic::interleave,
+            interleave,
         };
     };
 }

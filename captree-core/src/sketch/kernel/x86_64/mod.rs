@@ -1,9 +1,11 @@
 //! AVX-512 VNNI and AVX2 instantiations.
 
+mod rows;
+
 use std::arch::x86_64::*;
 
-use super::generic::{self, Lanes, ROWS};
-use super::{Asked, Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
+use super::generic::{self, Lanes};
+use super::{Asked, Asking, Decision, Dense, First, IntKernels, Prefix, Test, WideTest};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
 
@@ -115,96 +117,6 @@ impl Lanes for Vnni {
         unsafe {
             let sum = _mm512_cvtepi32_ps(sums);
             _mm512_storeu_ps(values, _mm512_fmadd_ps(_mm512_set1_ps(scale), sum, _mm512_loadu_ps(values)));
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn wide_512(rows: &Rows<'_>, query: &[i8], mask: u16, values: &mut [f32; ROWS], test: &WideTest) -> (u16, u16) {
-    let (mut sums, mut left) = ([test.start; ROWS], mask);
-    // Plain loops: a closure would not have this function's features.
-    while left != 0 {
-        // Four rows at once; the last one stands in for those that are missing.
-        let mut four = [left.trailing_zeros() as usize; 4];
-        left &= left - 1;
-        for f in 1..4 {
-            four[f] = if left == 0 { four[f - 1] } else { left.trailing_zeros() as usize };
-            left &= left.wrapping_sub(1);
-        }
-        // SAFETY: the rows of the mask are there, each as long as the query, a multiple of 64; the caller has the features.
-        unsafe {
-            let mut at = [rows.codes.as_ptr(); 4];
-            for f in 0..4 {
-                at[f] = at[f].add(four[f] * rows.stride);
-            }
-            let mut acc = [_mm512_setzero_si512(); 4];
-            let mut i = 0;
-            while i < query.len() {
-                let q = _mm512_loadu_si512(query.as_ptr().add(i).cast());
-                for f in 0..4 {
-                    acc[f] = _mm512_dpbusd_epi32(acc[f], _mm512_loadu_si512(at[f].add(i).cast()), q);
-                }
-                i += 64;
-            }
-            // Four sums of sixteen at once: after two rounds each 128-bit lane holds a part of all four.
-            let low = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[0], acc[1]), _mm512_unpackhi_epi32(acc[0], acc[1]));
-            let high = _mm512_add_epi32(_mm512_unpacklo_epi32(acc[2], acc[3]), _mm512_unpackhi_epi32(acc[2], acc[3]));
-            let all = _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
-            let half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
-            let each = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
-            let mut each_sum = [0i32; 4];
-            _mm_storeu_si128(each_sum.as_mut_ptr().cast(), each);
-            for f in 0..4 {
-                sums[four[f]] = each_sum[f].wrapping_add(test.start);
-            }
-        }
-    }
-    // SAFETY: sixteen sums, values and residuals; the caller has AVX-512F.
-    let (inside, open) = unsafe {
-        let sums = _mm512_loadu_si512(sums.as_ptr().cast());
-        Vnni::wide_test(sums, values.as_mut_ptr(), rows.residuals.as_ptr(), test)
-    };
-    (inside & mask, open & !inside & mask)
-}
-
-/// Sixteen rows by sixteen groups of four bytes at a time, turned over in registers.
-#[target_feature(enable = "avx512f")]
-unsafe fn interleave_512(rows: &Rows<'_>, bytes: usize, into: &mut [u8]) {
-    let there = rows.codes.len().div_ceil(rows.stride).min(ROWS);
-    for from in (0..bytes).step_by(64) {
-        // SAFETY: `there` rows have `bytes` bytes each, a multiple of 64; `into` has room for the groups of sixteen rows.
-        unsafe {
-            let mut x = [_mm512_setzero_si512(); ROWS];
-            for r in 0..there {
-                x[r] = _mm512_loadu_si512(rows.codes.as_ptr().add(r * rows.stride + from).cast());
-            }
-            let mut y = x;
-            for i in 0..8 {
-                y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
-                y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
-            }
-            // x[4 i + j]: in each 128-bit lane, group j of the lane from rows 4 i to 4 i + 3.
-            for i in 0..4 {
-                x[4 * i] = _mm512_unpacklo_epi64(y[4 * i], y[4 * i + 2]);
-                x[4 * i + 1] = _mm512_unpackhi_epi64(y[4 * i], y[4 * i + 2]);
-                x[4 * i + 2] = _mm512_unpacklo_epi64(y[4 * i + 1], y[4 * i + 3]);
-                x[4 * i + 3] = _mm512_unpackhi_epi64(y[4 * i + 1], y[4 * i + 3]);
-            }
-            for j in 0..4 {
-                let (a, b, c, d) = (x[j], x[4 + j], x[8 + j], x[12 + j]);
-                let low = [_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d)];
-                let high = [_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d)];
-                let groups = [
-                    _mm512_shuffle_i32x4::<0x88>(low[0], low[1]),
-                    _mm512_shuffle_i32x4::<0x88>(high[0], high[1]),
-                    _mm512_shuffle_i32x4::<0xdd>(low[0], low[1]),
-                    _mm512_shuffle_i32x4::<0xdd>(high[0], high[1]),
-                ];
-                for (lane, group) in groups.into_iter().enumerate() {
-                    let at = (from / 4 + 4 * lane + j) * TILE * 4;
-                    _mm512_storeu_si512(into.as_mut_ptr().add(at).cast(), group);
-                }
-            }
         }
     }
 }
@@ -406,7 +318,7 @@ levels!(vnni, Vnni, "avx512f,avx512bw,avx512vl,avx512vnni,fma");
 levels!(avx2, Avx2, "avx2,fma");
 
 macro_rules! kernels {
-    ($name:literal, $levels:ident, $wide:ident, $interleave:expr) => {
+    ($name:literal, $levels:ident, $wide:expr, $interleave:expr) => {
         IntKernels {
             name: $name,
             first: $levels::first,
@@ -418,34 +330,6 @@ macro_rules! kernels {
             interleave: $interleave,
         }
     };
-}
-
-#[target_feature(enable = "avx2")]
-unsafe fn dot_256(row: &[u8], query: &[i8]) -> i32 {
-    // SAFETY: both have the same length, a multiple of 64, and the caller has AVX2.
-    unsafe {
-        let mut sum = _mm256_setzero_si256();
-        for at in (0..row.len()).step_by(16) {
-            let x = _mm256_cvtepu8_epi16(_mm_loadu_si128(row.as_ptr().add(at).cast()));
-            let q = _mm256_cvtepi8_epi16(_mm_loadu_si128(query.as_ptr().add(at).cast()));
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, q));
-        }
-        let half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
-        let pair = _mm_add_epi32(half, _mm_shuffle_epi32::<0b01_00_11_10>(half));
-        _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32::<0b10_11_00_01>(pair)))
-    }
-}
-
-#[target_feature(enable = "avx2,fma")]
-unsafe fn wide_256(rows: &Rows<'_>, query: &[i8], mask: u16, values: &mut [f32; ROWS], test: &WideTest) -> (u16, u16) {
-    let mut sums = [test.start; ROWS];
-    for (r, (row, sum)) in rows.codes.chunks(rows.stride).zip(&mut sums).enumerate() {
-        if mask >> r & 1 == 1 {
-            // SAFETY: both have the same length, a multiple of 64, and the caller has AVX2.
-            *sum = sum.wrapping_add(unsafe { dot_256(&row[..query.len()], query) });
-        }
-    }
-    test.decide(&sums, values, rows.residuals, mask)
 }
 
 /// Hints that `codes` will be read soon.
@@ -466,11 +350,12 @@ pub(super) fn available() -> Vec<IntKernels> {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("bmi2")
     {
-        found.push(kernels!("avx512vnni", vnni, wide_512, interleave_512));
+        found.push(kernels!("avx512vnni", vnni, rows::wide_512, rows::interleave_512));
     }
     if avx2 {
-        found.push(kernels!("avx2", avx2, wide_256, generic::interleave));
+        found.push(kernels!("avx2", avx2, rows::wide_256, super::rows::interleave));
     }
     found
 }
