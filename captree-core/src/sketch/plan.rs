@@ -48,8 +48,8 @@ const SECOND_TEST: f64 = 0.7;
 const LEAD: f64 = 1.25;
 const WIDE_TEST: f64 = 1.0;
 const WALK: f64 = 0.7;
-const APART: f64 = 5.0;
-const ALONE: f64 = 2.2;
+const APART: f64 = 3.5;
+const ALONE: f64 = 3.5;
 
 /// What codes lose makes errors larger than what the columns leave over, by about this.
 const CODED: f64 = 1.05;
