@@ -186,3 +186,26 @@ fn trees_on_disk_answer_alike_and_bad_arguments_are_errors() {
     control.cancel();
     assert!(matches!(tree.count(&caps, &threads, &control), Err(Error::Interrupted)));
 }
+
+#[test]
+fn progress_ends_at_its_total() {
+    let rows: Vec<f32> =
+        (0..20_000).flat_map(|i| [(f64::from(i) * 1e-4).cos() as f32, (f64::from(i) * 1e-4).sin() as f32]).collect();
+    let threads = Threads::new(Some(2)).unwrap();
+    let tree = build(&rows, 2, Storage::Float32, Params::new(8, Some(64), 1).unwrap(), &threads);
+    // More caps than are walked together.
+    let centers: Vec<f32> = rows[..2 * 5000].to_vec();
+    let bounds: Vec<f64> = (0..5000).map(|i| 1e-9 * f64::from(i)).collect();
+    let caps = Caps::new(2, &centers, &bounds).unwrap();
+    let ends = |control: &Control| {
+        let (phase, done, total) = control.snapshot();
+        assert!(done == total && total > 0, "{phase}: {done} of {total}");
+    };
+    let control = Control::default();
+    tree.count(&caps, &threads, &control).unwrap();
+    ends(&control);
+    tree.search(&caps, SearchOptions::default(), &threads, &control).unwrap();
+    ends(&control);
+    tree.sample(&caps, SampleOptions { k: 1, replace: true, seed: 0 }, &threads, &control).unwrap();
+    ends(&control);
+}

@@ -60,13 +60,13 @@ impl Tree {
         control: &Control,
     ) -> Result<Vec<i64>> {
         self.check_dim(caps)?;
-        control.phase("count", Walk::jobs(self, caps.len()));
+        control.phase("count", Walk::units(self, caps.len()));
         let all: Vec<usize> = (0..caps.len()).collect();
         let mut counts = Vec::with_capacity(caps.len());
         for batch in all.chunks(BATCH) {
             let blocks = threads.run(|| {
                 let walk = Walk::new(self, caps, batch, control)?.with(ablation);
-                walk.run(|block| Counts(vec![0; block.len()]))
+                walk.run(|block| Counts(vec![0; block.len()]), |caps| control.add(caps))
             })?;
             for (size, parts) in blocks {
                 counts.extend((0..size).map(|i| parts.iter().map(|p| p.0[i]).sum::<i64>()));

@@ -97,7 +97,7 @@ impl Tree {
             result.offsets.resize(caps.len() + 1, 0);
             return Ok(result);
         }
-        control.phase("search", Walk::jobs(self, caps.len()));
+        control.phase("search", Walk::units(self, caps.len()));
         let all: Vec<usize> = (0..caps.len()).collect();
         for batch in all.chunks(BATCH) {
             let sink = |block: &[usize]| Rows {
@@ -108,7 +108,9 @@ impl Tree {
                 found: vec![Vec::new(); block.len()],
                 wide: vec![0.0; self.dim],
             };
-            for (size, mut parts) in threads.run(|| Walk::new(self, caps, batch, control)?.run(sink))? {
+            for (size, mut parts) in
+                threads.run(|| Walk::new(self, caps, batch, control)?.run(sink, |caps| control.add(caps)))?
+            {
                 for i in 0..size {
                     let mut found: Vec<Found> =
                         parts.iter_mut().flat_map(|p| std::mem::take(&mut p.found[i])).collect();

@@ -13,23 +13,23 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::decider::Decider;
 use crate::ablation::{Ablation, Part, Tally};
-use crate::caps::{Caps, Relation, RowTest};
+use crate::caps::{Caps, Relation};
 use crate::control::Control;
 use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::Result;
-use crate::exact;
 use crate::sketch::{Decision, IntKernels, Queries, Settling, TILES_TOGETHER};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
-/// Caps that are walked together: they share what is read of the rows.
-const BLOCK: usize = 1024;
+/// Caps that are encoded, and walked together where the tree is large: they share what is read of the rows.
+pub(crate) const BATCH: usize = 4096;
 
-/// Caps that are encoded at a time: bounds the memory for their codes.
-pub(crate) const BATCH: usize = 4 * BLOCK;
+/// Fewest caps that are walked together, where a small tree has too few subtrees to keep all threads busy.
+const LEAST_TOGETHER: usize = 256;
 
 /// A subtree of fewer rows than this is one task: less than a few groups of tiles would not pay for the task.
 const TASK_ROWS: usize = 16 * 1024;
@@ -71,12 +71,6 @@ pub(crate) fn bits_of(start: usize, range: &Range<usize>) -> u64 {
     below(to) & !below(from)
 }
 
-/// Bit `r` of the result: `test(dots[r])`.
-#[inline]
-fn mask_of(dots: &[f32], test: impl Fn(f32) -> bool) -> u64 {
-    dots.iter().enumerate().fold(0, |m, (r, s)| m | u64::from(test(*s)) << r)
-}
-
 /// Caps that are walked together.
 struct Block<'a> {
     caps: &'a [usize],
@@ -98,11 +92,13 @@ pub(crate) struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// For the caps numbered `active`, at most [`BATCH`] of them. Errors: what reading a tree on disk gives.
     pub fn new(tree: &'a Tree, caps: &'a Caps<'a>, active: &'a [usize], control: &'a Control) -> Result<Self> {
+        let subtrees = subtrees(tree);
+        let together = (active.len() * subtrees.len() / TASK_SHARE).clamp(LEAST_TOGETHER, BATCH);
         let blocks = active
-            .par_chunks(BLOCK)
+            .par_chunks(together)
             .map(|block| Block { caps: block, queries: Queries::new(&tree.sketch, caps, block) })
             .collect();
-        Ok(Walk { tree, caps, control, centers: tree.centers()?, blocks, subtrees: subtrees(tree), ablation: None })
+        Ok(Walk { tree, caps, control, centers: tree.centers()?, blocks, subtrees, ablation: None })
     }
 
     /// The same walk with some parts only, if given.
@@ -115,12 +111,17 @@ impl<'a> Walk<'a> {
     }
 
     /// Walks every block over every subtree in parallel, each pair with a sink of its own for as many caps as the block
-    /// has. Returns per block its number of caps and the sinks in tree order.
-    pub fn run<S: Sink + Send>(&self, sink: impl Fn(&[usize]) -> S + Sync) -> Result<Vec<(usize, Vec<S>)>> {
+    /// has. Returns per block its number of caps and the sinks in tree order. `done` is told how many caps a subtree is done
+    /// with, [`Walk::units`] in all.
+    pub fn run<S: Sink + Send>(
+        &self,
+        sink: impl Fn(&[usize]) -> S + Sync,
+        done: impl Fn(u64) + Sync,
+    ) -> Result<Vec<(usize, Vec<S>)>> {
         self.tasks(self.subtrees.len(), sink, |block, task, sink| {
             let root = self.subtrees[task];
             with_elements!(&self.tree.vectors, a => self.subtree(a, block, root, sink))?;
-            self.control.add(1);
+            done(block.caps.len() as u64);
             Ok(())
         })
     }
@@ -161,9 +162,9 @@ impl<'a> Walk<'a> {
         Ok(self.blocks.iter().map(|block| (block.caps.len(), sinks.by_ref().take(tasks).collect())).collect())
     }
 
-    /// Units of work that [`Walk::run`] reports.
-    pub fn jobs(tree: &Tree, caps: usize) -> u64 {
-        (caps.div_ceil(BLOCK) * subtrees(tree).len()) as u64
+    /// Caps times subtrees.
+    pub fn units(tree: &Tree, caps: usize) -> u64 {
+        (caps * subtrees(tree).len()) as u64
     }
 
     fn subtree<E: Element>(
@@ -428,96 +429,4 @@ pub(crate) fn relations(
         }
     }
     Ok(())
-}
-
-/// Decides stored rows: by float32 dot products, or exactly where those cannot tell.
-pub(crate) struct Decider<'a> {
-    caps: &'a Caps<'a>,
-    active: &'a [usize],
-    queries: Vec<&'a [f32]>,
-    centers: Vec<&'a [f32]>,
-    tests: Vec<RowTest>,
-    dots: Vec<f32>,
-    wide: Vec<f32>,
-    /// Rows that float32 could not decide.
-    decided_exactly: usize,
-}
-
-impl<'a> Decider<'a> {
-    /// For the caps numbered `active`.
-    pub fn new(caps: &'a Caps<'a>, active: &'a [usize]) -> Self {
-        Decider {
-            caps,
-            active,
-            queries: active.iter().map(|c| caps.center(*c)).collect(),
-            centers: Vec::new(),
-            tests: active.iter().map(|c| caps.test(*c)).collect(),
-            dots: Vec::new(),
-            wide: vec![0.0; caps.dim()],
-            decided_exactly: 0,
-        }
-    }
-
-    /// Bit `r` of the mask given to `each(i, mask)`: `tile[r]` lies inside cap `active[i]`.
-    pub fn decide<E: Element>(&mut self, tile: &[&[E]], mut each: impl FnMut(usize, u64)) {
-        self.dots.resize(tile.len() * self.queries.len(), 0.0);
-        Kernels::get().dots(tile, &self.queries, &mut self.dots);
-        for i in 0..self.queries.len() {
-            let dots = i * tile.len()..(i + 1) * tile.len();
-            let mask = self.settle(i, dots, |r| tile[r]);
-            each(i, mask);
-        }
-    }
-
-    /// Calls `inside(l)` for every `rows[l]` that lies inside cap `active[cap(l)]`.
-    pub fn decide_pairs<E: Element>(
-        &mut self,
-        rows: &[&[E]],
-        cap: impl Fn(usize) -> usize,
-        mut inside: impl FnMut(usize),
-    ) {
-        self.centers.clear();
-        self.centers.extend((0..rows.len()).map(|l| self.queries[cap(l)]));
-        self.dots.resize(rows.len(), 0.0);
-        Kernels::get().pairs(rows, &self.centers, &mut self.dots);
-        for (l, row) in rows.iter().enumerate() {
-            let (i, dot) = (cap(l), self.dots[l]);
-            let test = self.tests[i];
-            if dot >= test.inside || (dot >= test.outside && self.is_inside(i, row)) {
-                inside(l);
-            }
-        }
-    }
-
-    /// Decides the rows named by the bits of `mask` for cap `active[i]`; `at` gives them by bit.
-    pub fn decide_some<'b, E: Element>(
-        &mut self,
-        i: usize,
-        mask: u64,
-        at: impl Fn(usize) -> Result<&'b [E]>,
-    ) -> Result<u64> {
-        let rows = positions_of(0, mask).map(at).collect::<Result<Vec<_>>>()?;
-        rows.iter().for_each(|row| IntKernels::get().prefetch(bytemuck::cast_slice(row)));
-        self.dots.resize(rows.len(), 0.0);
-        Kernels::get().dots(&rows, &self.queries[i..i + 1], &mut self.dots);
-        let found = self.settle(i, 0..rows.len(), |r| rows[r]);
-        Ok(positions_of(0, mask).enumerate().fold(0, |m, (r, bit)| m | (found >> r & 1) << bit))
-    }
-
-    fn settle<'b, E: Element>(&mut self, i: usize, dots: Range<usize>, at: impl Fn(usize) -> &'b [E]) -> u64 {
-        let (dots, test) = (&self.dots[dots], self.tests[i]);
-        let mut inside = mask_of(dots, |s| s >= test.inside);
-        let unsure = mask_of(dots, |s| s >= test.outside) & !inside;
-        for r in positions_of(0, unsure) {
-            inside |= u64::from(self.is_inside(i, at(r))) << r;
-        }
-        inside
-    }
-
-    /// Whether a row lies inside cap `active[i]`, exactly.
-    fn is_inside<E: Element>(&mut self, i: usize, row: &[E]) -> bool {
-        self.decided_exactly += 1;
-        E::widen(row, &mut self.wide);
-        exact::is_inside(Kernels::get(), self.queries[i], &self.wide, self.caps.bound(self.active[i]))
-    }
 }

@@ -216,7 +216,7 @@ fn listed(
     mut each: impl FnMut(usize, &[u32]),
 ) -> Result<()> {
     let wanted: HashSet<usize> = wanted.iter().copied().collect();
-    let blocks = threads.run(|| walk.run(|block| Lists::of(block, &wanted)))?;
+    let blocks = threads.run(|| walk.run(|block| Lists::of(block, &wanted), |_| ()))?;
     let mut caps = caps.iter();
     for (size, parts) in blocks {
         for (i, cap) in caps.by_ref().take(size).enumerate().filter(|(_, cap)| wanted.contains(cap)) {
