@@ -40,9 +40,6 @@ const TASK_SHARE: usize = 16;
 /// Caps that go through the levels of a tile together: enough that what a level does once for all of them costs little.
 const CHUNK: usize = 512;
 
-/// Pairs of a cap and a stored row that are decided together: bounds the memory for them.
-const MOST_LEFT: usize = 1 << 14;
-
 /// Receives the rows inside each cap of a block, in tree order per cap.
 pub(crate) trait Sink {
     /// All rows at these tree positions lie inside cap `i` of the block.
@@ -138,7 +135,7 @@ impl<'a> Walk<'a> {
             let all: Vec<u32> = (0..block.caps.len() as u32).collect();
             with_elements!(&self.tree.vectors, a => {
                 let mut scan = Scan::new(self, a, block, 0..self.tree.len());
-                chunks[task].iter().try_for_each(|tile| scan.alone(*tile, &all, sink))
+                chunks[task].iter().try_for_each(|tile| scan.tile(*tile, &all, sink))
             })
         })
     }
@@ -234,17 +231,9 @@ struct Scan<'a, E: Element> {
     groups: Vec<Decision>,
     decisions: Vec<Decision>,
     settling: Settling,
-    /// What some tiles are to each cap of a chunk, and for which of these this is more than nothing.
-    cells: Vec<[Decision; TILES_TOGETHER]>,
-    busy: Vec<u8>,
-    /// The caps that a tile leaves open: numbers, and places in the chunk.
-    open: Vec<u32>,
-    places: Vec<u32>,
-    /// What the sketches leave open, cap after cap: cells, bits of the tile, rows.
-    left: Vec<(usize, usize, usize)>,
+    /// What the sketches leave open: places among the chunk's caps, bits of the tile, rows.
+    left: Vec<(usize, usize)>,
     left_rows: Vec<&'a [E]>,
-    /// The rows of these tiles that some cap needs.
-    rows: Vec<[&'a [E]; TILE]>,
     /// Which rows of the last tiles were asked for.
     fetched: [(usize, u64); TILES_TOGETHER],
 }
@@ -260,13 +249,8 @@ impl<'a, E: Element> Scan<'a, E> {
             groups: Vec::new(),
             decisions: Vec::new(),
             settling: Settling::new(walk.ablation.map(|_| Tally::default())),
-            cells: Vec::new(),
-            busy: Vec::new(),
-            open: Vec::new(),
-            places: Vec::new(),
             left: Vec::new(),
             left_rows: Vec::new(),
-            rows: vec![[&[]; TILE]; TILES_TOGETHER],
             fetched: [(usize::MAX, 0); TILES_TOGETHER],
         }
     }
@@ -277,127 +261,67 @@ impl<'a, E: Element> Scan<'a, E> {
         let mut decisions = std::mem::take(&mut self.groups);
         decisions.resize(active.len(), Decision::default());
         self.queries.tiles(group, active, &mut decisions)?;
+        let mut open = Vec::with_capacity(CHUNK);
         for first in (0..TILE).step_by(TILES_TOGETHER) {
-            let some = valid & bits_of(0, &(first..first + TILES_TOGETHER));
-            if some == 0 {
-                continue;
-            }
             for (active, decisions) in active.chunks(CHUNK).zip(decisions.chunks(CHUNK)) {
-                self.start(active);
-                for t in positions_of(0, some) {
+                for t in positions_of(0, valid & bits_of(0, &(first..first + TILES_TOGETHER))) {
                     let tile = group * TILE + t;
-                    let rows = bits_of(tile * TILE, &self.range);
-                    let (mut open, mut places) = (std::mem::take(&mut self.open), std::mem::take(&mut self.places));
-                    open.resize(active.len(), 0);
-                    places.resize(active.len(), 0);
-                    let mut count = 0;
-                    for (n, (i, decision)) in active.iter().zip(decisions).enumerate() {
-                        (open[count], places[count]) = (*i, n as u32);
-                        count += (decision.unsure >> t & 1) as usize;
+                    let rows = self.range.start.max(tile * TILE)..self.range.end.min((tile + 1) * TILE);
+                    open.clear();
+                    for (i, decision) in active.iter().zip(decisions) {
                         if decision.inside >> t & 1 != 0 {
-                            self.cells[n][t - first] = Decision { inside: rows, unsure: 0 };
-                            self.busy[n] |= 1 << (t - first);
+                            sink.all(*i as usize, rows.clone())?;
+                        } else if decision.unsure >> t & 1 != 0 {
+                            open.push(*i);
                         }
                     }
-                    open.truncate(count);
-                    places.truncate(count);
-                    (self.open, self.places) = (open, places);
                     if let Some(tally) = &mut self.settling.tally {
-                        tally.pass(Part::Tiles, self.open.len() * rows.count_ones() as usize);
+                        tally.pass(Part::Tiles, open.len() * rows.len());
                     }
-                    if !self.open.is_empty() {
-                        self.tile(tile, t - first)?;
+                    if !open.is_empty() {
+                        self.tile(tile, &open, sink)?;
                     }
                 }
-                self.finish(group * TILE + first, active, sink)?;
             }
         }
         self.groups = decisions;
         Ok(())
     }
 
-    /// One tile for all of `active`.
-    fn alone(&mut self, tile: usize, active: &[u32], sink: &mut impl Sink) -> Result<()> {
-        for active in active.chunks(CHUNK) {
-            self.start(active);
-            self.open.clear();
-            self.open.extend(active);
-            self.places.clear();
-            self.places.extend(0..active.len() as u32);
-            self.tile(tile, 0)?;
-            self.finish(tile, active, sink)?;
-        }
-        Ok(())
-    }
-
-    fn start(&mut self, active: &[u32]) {
-        self.cells.resize(active.len(), Default::default());
-        self.busy.clear();
-        self.busy.resize(active.len(), 0);
-    }
-
-    /// What the sketches say of a tile's rows to the caps that it leaves open, for place `t` of their cells.
-    fn tile(&mut self, tile: usize, t: usize) -> Result<()> {
+    fn tile(&mut self, tile: usize, active: &[u32], sink: &mut impl Sink) -> Result<()> {
         let start = tile * TILE;
         let valid = bits_of(start, &self.range);
-        self.decisions.resize(self.open.len(), Decision::default());
-        self.queries.settle(tile, &self.open, valid, &mut self.settling, &mut self.decisions)?;
-        let mut wanted = 0;
-        for (n, decision) in self.places.iter().zip(&self.decisions) {
-            if decision.inside | decision.unsure != 0 {
-                let n = *n as usize;
-                self.cells[n][t] = *decision;
-                self.busy[n] |= 1 << t;
-                wanted |= decision.unsure;
-            }
-        }
         let fetched = &mut self.fetched[tile % TILES_TOGETHER];
         if fetched.0 != tile {
             *fetched = (tile, 0);
         }
-        for r in positions_of(0, wanted) {
-            let row = row(self.array, start + r, self.tree.dim)?;
-            self.rows[t][r] = row;
-            if fetched.1 >> r & 1 == 0 {
-                IntKernels::get().prefetch(bytemuck::cast_slice(row));
-            }
-        }
-        fetched.1 |= wanted;
-        Ok(())
-    }
-
-    /// Decides what the sketches left open of the tiles from `tile` on, cap after cap, so that centers are read but once, and
-    /// gives the sink what is inside.
-    fn finish(&mut self, tile: usize, active: &[u32], sink: &mut impl Sink) -> Result<()> {
-        let mut from = 0;
-        while from < active.len() {
+        for active in active.chunks(CHUNK) {
+            self.decisions.resize(active.len(), Decision::default());
+            self.queries.settle(tile, active, valid, &mut self.settling, &mut self.decisions)?;
             self.left.clear();
             self.left_rows.clear();
-            let mut to = from;
-            while to < active.len() && self.left.len() < MOST_LEFT {
-                for t in positions_of(0, self.busy[to].into()) {
-                    for r in positions_of(0, self.cells[to][t].unsure) {
-                        self.left.push((to, t, r));
-                        self.left_rows.push(self.rows[t][r]);
+            for (n, decision) in self.decisions.iter().enumerate() {
+                for r in positions_of(0, decision.unsure) {
+                    let row = row(self.array, start + r, self.tree.dim)?;
+                    if fetched.1 >> r & 1 == 0 {
+                        fetched.1 |= 1 << r;
+                        IntKernels::get().prefetch(bytemuck::cast_slice(row));
                     }
+                    self.left.push((n, r));
+                    self.left_rows.push(row);
                 }
-                to += 1;
             }
-            let (left, cells) = (&self.left, &mut self.cells);
+            let (left, decisions) = (&self.left, &mut self.decisions);
             self.decider.decide_pairs(
                 &self.left_rows,
                 |l| active[left[l].0] as usize,
                 |l| {
-                    let (n, t, r) = left[l];
-                    cells[n][t].inside |= 1 << r;
+                    decisions[left[l].0].inside |= 1 << left[l].1;
                 },
             );
-            from = to;
-        }
-        for ((i, cells), busy) in active.iter().zip(&self.cells).zip(&self.busy) {
-            for t in positions_of(0, (*busy).into()) {
-                if cells[t].inside != 0 {
-                    sink.some(*i as usize, (tile + t) * TILE, cells[t].inside)?;
+            for (i, decision) in active.iter().zip(&self.decisions) {
+                if decision.inside != 0 {
+                    sink.some(*i as usize, start, decision.inside)?;
                 }
             }
         }
