@@ -90,6 +90,7 @@ impl<'a> Walk<'a> {
     /// For the caps numbered `active`, at most [`BATCH`] of them. Errors: what reading a tree on disk gives.
     pub fn new(tree: &'a Tree, caps: &'a Caps<'a>, active: &'a [usize], control: &'a Control) -> Result<Self> {
         let subtrees = subtrees(tree);
+        // So that a small tree has about as many pairs of a block and a subtree as a large one has subtrees.
         let together = (active.len() * subtrees.len() / TASK_SHARE).clamp(LEAST_TOGETHER, BATCH);
         let blocks = active
             .par_chunks(together)
@@ -159,7 +160,7 @@ impl<'a> Walk<'a> {
         Ok(self.blocks.iter().map(|block| (block.caps.len(), sinks.by_ref().take(tasks).collect())).collect())
     }
 
-    /// Caps times subtrees.
+    /// What `done` of [`Walk::run`] adds up to for so many caps, however they are cut into blocks.
     pub fn units(tree: &Tree, caps: usize) -> u64 {
         (caps * subtrees(tree).len()) as u64
     }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::TILE;
 use super::basis::dot;
 use super::levels::{FINE, MAX_COLUMNS, Widths};
+use super::query::DENSE_ROWS;
 use crate::element::Element;
 use crate::error::Result;
 use crate::rng::{Key, Purpose, Stream};
@@ -56,9 +57,6 @@ const CODED: f64 = 1.05;
 
 /// Caps of fewer of the sample's rows are too narrow for draws to hit by chance.
 const NARROW: usize = 4;
-
-/// Open rows from which a tile's rows are settled together.
-const DENSE_ROWS: usize = 20;
 
 /// What each level would have to look at, for one cap and one tile: rows that a prefix of each width leaves open.
 #[derive(Clone, Copy, Default)]
@@ -142,7 +140,7 @@ fn cost(widths: Widths, [first, second, third]: [u64; 3]) -> f64 {
     let times = if parts(first) * PART < TILE { APART } else { 1.0 };
     let wide = |open: u64, width: usize| {
         let (rows, each) = (open.count_ones() as usize, reads(width.next_multiple_of(64)) + WIDE_TEST);
-        if rows < DENSE_ROWS { rows as f64 / TILE as f64 * ALONE * each } else { each }
+        if rows < DENSE_ROWS as usize { rows as f64 / TILE as f64 * ALONE * each } else { each }
     };
     WALK + reads(widths.first)
         + FIRST_TEST

@@ -24,7 +24,7 @@ pub(crate) const TILES_TOGETHER: usize = 8;
 const AT_ONCE: usize = 32;
 
 /// Open rows of a tile from which all its rows together cost less than one by one.
-const DENSE_ROWS: u32 = 20;
+pub(super) const DENSE_ROWS: u32 = 20;
 
 /// Queries with that many from which interleaving the tile's codes pays.
 const DENSE_QUERIES: usize = 12;

@@ -176,6 +176,7 @@ impl WideTest {
         self.decide_sum(sum.wrapping_add(self.start), value, residual)
     }
 
+    /// The same, given the sum with its start.
     #[inline(always)]
     fn decide_sum(&self, sum: i32, value: &mut f32, residual: f32) -> (bool, bool) {
         let error = self.residual * residual;
