@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from benches.compare import data, machine, report
+from benches.compare import blas, data, machine, report
 from benches.compare.peers import OPERATIONS, registry
 from benches.compare.turns import Limits, Worker, measure
 
@@ -51,10 +51,10 @@ def chosen(given: str | None, known: list[str], what: str) -> list[str]:
     return names
 
 
-def environment(threads: int, own_blas: bool) -> dict[str, str]:
-    """The same number of threads for every library, and the best kernel for an old OpenBLAS."""
+def environment(threads: int) -> dict[str, str]:
+    """The same number of threads for every library, and the best kernel for every OpenBLAS."""
     limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-    forced = {"OPENBLAS_CORETYPE": kernel} if own_blas and (kernel := machine.kernel()) else {}
+    forced = {"OPENBLAS_CORETYPE": kernel} if (kernel := blas.fastest(threads)) else {}
     return {**os.environ, **dict.fromkeys(limits, str(threads)), **forced}
 
 
@@ -62,11 +62,13 @@ def main() -> None:
     args = parse()
     forced = [name for name in FORCED_KERNELS if name in os.environ]
     if forced:
-        raise SystemExit(f"unset {' and '.join(forced)}: numpy would run on a kernel that is not this machine's best")
+        raise SystemExit(f"unset {' and '.join(forced)}: the kernel to use is measured")
     peers = registry()
     names = chosen(args.peers, list(peers), "peer")
     operations = chosen(args.operations, list(OPERATIONS), "operation")
     origin = machine.origin("benches.compare")
+    variables = environment(args.threads)
+    print(f"OpenBLAS kernel: {variables.get('OPENBLAS_CORETYPE', 'numpy has none')}", flush=True)
     left_out = []
     with tempfile.TemporaryDirectory(prefix="captree-compare-") as temporary:
         folder = Path(temporary)
@@ -83,7 +85,7 @@ def main() -> None:
                     left_out.append(missing)
                     continue
                 spec = {"peer": name, "problem": str(problem.folder), "threads": args.threads, "caps": args.caps}
-                workers.append(Worker.start(spec, folder, environment(args.threads, peers[name].own_blas), limits))
+                workers.append(Worker.start(spec, folder, variables, limits))
             results, lost = measure(workers, operations, groups, limits)
         finally:
             for worker in workers:

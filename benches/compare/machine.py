@@ -65,16 +65,6 @@ def origin(program: str) -> dict[str, Any]:
     }
 
 
-def kernel() -> str | None:
-    """The OpenBLAS kernel that numpy runs on here, as OPENBLAS_CORETYPE names it."""
-    from threadpoolctl import threadpool_info
-
-    for library in threadpool_info():
-        if library["internal_api"] == "openblas":
-            return str(library["architecture"])
-    return None
-
-
 def commit() -> str:
     """The short commit, with `-dirty` where tracked files differ from it."""
     asked = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=10"]

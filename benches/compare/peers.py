@@ -28,8 +28,6 @@ class Peer(ABC):
     install: ClassVar[str]
     note: ClassVar[str] = ""
     """What a reader of the table should know: settings, threads, accuracy."""
-    own_blas: ClassVar[bool] = False
-    """Brings an OpenBLAS that may be too old to know this processor, and is told the kernel that numpy's picks."""
     slow: ClassVar[bool] = False
     """Looks at each cap alone and at most rows: measured on fewer caps."""
 

@@ -17,7 +17,6 @@ class Faiss(Peer):
     """Range searches are grouped by bound: a group is asked with its loosest bound, then cut to each cap's own."""
 
     module = "faiss"
-    own_blas = True
     install = "faiss-cpu"
 
     def setup(self) -> None:
