@@ -1,4 +1,4 @@
-"""The OpenBLAS kernel that is this machine's best: one that is older than a processor takes a kernel for lesser ones."""
+"""The OpenBLAS kernel that is best here: one that is older than the processor takes a kernel for lesser ones."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ print(min(seconds), *(l["architecture"] for l in threadpool_info() if l["interna
 
 
 def products(threads: int, kernel: str | None) -> tuple[float, str] | None:
-    """Seconds of a product with this kernel (None: what numpy takes by itself), and the kernel it was; None if it failed."""
+    """Seconds of a product with this kernel (None: what numpy takes), and the kernel that it was; None if it failed."""
     variables = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads)}
     if kernel:
         variables["OPENBLAS_CORETYPE"] = kernel
