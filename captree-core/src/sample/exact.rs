@@ -4,7 +4,7 @@
 //! inside is equally likely to be it. Three ways follow each other, each with its own random numbers:
 //!
 //! 1. a few tries among all rows, which is enough for wide caps;
-//! 2. for the others, more of them, while they pay;
+//! 2. for the others, more of them among the rows that the tree does not exclude, while they pay;
 //! 3. for the needles, a list of all rows inside, and picks by rank.
 //!
 //! Whether tries pay is decided by how many were made and how many of them succeeded, and for the second way by how many
@@ -18,7 +18,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::pilots::Pilots;
+use super::open::Open;
+use super::pilots::{Met, Pilots};
 use super::{SampleOptions, keys};
 use crate::caps::Caps;
 use crate::control::Control;
@@ -66,12 +67,14 @@ impl Tree {
         let mut rows = filled(caps.len(), options.k, -1)?;
         let keys = keys(caps, Purpose::ExactDraws, options.seed);
         control.phase("sample", caps.len() as u64);
-        let tries = |drawn: Drawn, cap: usize, streams: u64, before: Tried| {
+        let tries = |drawn: Drawn, cap: usize, streams: u64, open: &Open, before: Tried| {
             control.check()?;
-            with_elements!(&self.vectors, a => self.anywhere(a, caps, cap, (&keys[cap], streams), &options, drawn, before))
+            let key = (&keys[cap], streams);
+            with_elements!(&self.vectors, a => self.tried(a, caps, cap, open, key, &options, drawn, before))
         };
+        let all = Open::all(self);
         let mut drawn: Vec<Drawn> = threads.run(|| {
-            let first = |cap| tries(Drawn::default(), cap, ANYWHERE, Tried::default());
+            let first = |cap| tries(Drawn::default(), cap, ANYWHERE, &all, Tried::default());
             (0..caps.len()).into_par_iter().map(first).collect::<Result<_>>()
         })?;
         let left: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].positions.len() < options.k).collect();
@@ -80,9 +83,20 @@ impl Tree {
         for left in left.chunks(BATCH) {
             let walk = threads.run(|| Walk::new(self, caps, left, control))?;
             let longer: Vec<Drawn> = threads.run(|| {
-                let longer = left.par_iter().zip(pilots.met(&walk)?).map(|(cap, met)| {
-                    let before = Tried { rows: pilots.rows, inside: met.tiles };
-                    let drawn = tries(drawn[*cap].clone(), *cap, LONGER, before)?;
+                let met = pilots.met(&walk)?;
+                // What a cap would try if all rows were open; many go straight to their lists.
+                let wanted = |(cap, met): (&usize, &Met)| {
+                    let tried = options.k.saturating_mul(pilots.rows);
+                    let pays = (met.tiles * (self.len() / ROWS_PER_TRY)) > tried;
+                    (*cap, if pays { tried / met.rows.max(1) } else { 0 })
+                };
+                let wanted: Vec<(usize, usize)> = left.iter().zip(&met).map(wanted).collect();
+                let open = Open::of(self, caps, &wanted)?;
+                let longer = left.par_iter().zip(open).zip(met).map(|((cap, open), met)| {
+                    // As if the pilots' rows that are open had been tried: about as many of them as of all rows.
+                    let rows = (pilots.rows as u128 * open.rows() as u128 / self.len() as u128) as usize;
+                    let before = Tried { rows, inside: met.tiles };
+                    let drawn = tries(drawn[*cap].clone(), *cap, LONGER, &open, before)?;
                     let expected = drawn.expected.max(met.rows * self.len() / pilots.rows.max(1));
                     Ok(Drawn { expected, ..drawn })
                 });
@@ -108,13 +122,14 @@ impl Tree {
         Ok(rows)
     }
 
-    /// Goes on drawing from all rows of the tree while that pays, `before` having been tried elsewhere.
+    /// Goes on drawing from the rows that are `open` while that pays, `before` having been tried elsewhere.
     #[allow(clippy::too_many_arguments)]
-    fn anywhere<E: Element>(
+    fn tried<E: Element>(
         &self,
         array: &Array<E>,
         caps: &Caps<'_>,
         cap: usize,
+        open: &Open,
         (key, streams): (&Key, u64),
         options: &SampleOptions,
         mut drawn: Drawn,
@@ -122,13 +137,13 @@ impl Tree {
     ) -> Result<Drawn> {
         let active = [cap];
         let mut decider = Decider::new(caps, &active);
-        let (n, missing) = (self.len(), options.k - drawn.positions.len());
+        let (n, missing) = (open.rows(), options.k - drawn.positions.len());
         let goes_on = |own: Tried| {
             let (tried, found) = (own.rows + before.rows, own.inside + before.inside);
             (streams == ANYWHERE && own.rows < FIRST_TRIES)
                 || found * (n / ROWS_PER_TRY) > (missing - own.inside) * tried
         };
-        let pick = |stream: &mut Stream| stream.below(n as u64) as usize;
+        let pick = |stream: &mut Stream| open.at(stream.below(n as u64) as usize);
         let own = drawn.reject(options, key, streams, goes_on, pick, |candidates| {
             let all = u64::MAX >> (64 - candidates.len());
             decider.decide_some(0, all, |bit| row(array, candidates[bit], self.dim()))

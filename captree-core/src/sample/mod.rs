@@ -2,6 +2,7 @@
 
 mod approximate;
 mod exact;
+mod open;
 mod pilots;
 
 use std::collections::HashMap;
