@@ -45,7 +45,8 @@ def run(peer: Peer, problem: Problem, operation: str, group: Group, judged: bool
     centers, bounds = np.ascontiguousarray(problem.centers[caps]), problem.bounds[caps]
     calls: dict[str, Callable[[int], Any]] = {
         "count": lambda seed: peer.count(centers, bounds),
-        "count one by one": lambda seed: one_at_a_time(peer, centers, bounds),
+        "count one by one": lambda seed: count_in_parts(peer, centers, bounds, 1),
+        "count ten by ten": lambda seed: count_in_parts(peer, centers, bounds, 10),
         "search": lambda seed: peer.search(centers, bounds),
         "sample k=1": lambda seed: peer.sample(centers, bounds, 1, seed=seed),
         "sample k=100": lambda seed: peer.sample(centers, bounds, 100, seed=seed),
@@ -77,8 +78,10 @@ def batch(peer: Peer, problem: Problem, operation: str, group: Group) -> Rows:
     return caps
 
 
-def one_at_a_time(peer: Peer, centers: Any, bounds: Any) -> Rows:
-    return np.concatenate([peer.count(centers[i : i + 1], bounds[i : i + 1]) for i in range(len(centers))])
+def count_in_parts(peer: Peer, centers: Any, bounds: Any, size: int) -> Rows:
+    """The counts of a batch, asked for in calls of a few caps each."""
+    starts = range(0, len(centers), size)
+    return np.concatenate([peer.count(centers[i : i + size], bounds[i : i + size]) for i in starts])
 
 
 def judge(problem: Problem, operation: str, caps: Rows, answer: Any) -> dict[str, float]:

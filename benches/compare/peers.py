@@ -13,7 +13,7 @@ Floats = NDArray[np.float32]
 Bounds = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-OPERATIONS = ("count", "count one by one", "search", "sample k=1", "sample k=100", "nearest k=10")
+OPERATIONS = ("count", "count one by one", "count ten by ten", "search", "sample k=1", "sample k=100", "nearest k=10")
 
 
 class Unsupported(Exception):

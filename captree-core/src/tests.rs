@@ -161,6 +161,37 @@ fn draws_are_uniform_whichever_way_they_are_made() {
 }
 
 #[test]
+fn many_draws_of_many_caps_are_uniform_around_their_centers() {
+    // Rows evenly around a circle: offsets from the center's row are uniform, whatever the center. About one cap in a hundred
+    // rows: some find their rows by a few tries, some by more, which the pilot set allows, and some by rank.
+    let (n, reach, k) = (40_000i64, 200i64, 8);
+    let angle = |i: f64| std::f64::consts::TAU * i / n as f64;
+    let rows: Vec<f32> = (0..n).flat_map(|i| [angle(i as f64).cos() as f32, angle(i as f64).sin() as f32]).collect();
+    let (threads, control) = (Threads::new(Some(2)).unwrap(), Control::default());
+    let tree = build(&rows, 2, Storage::Float32, Params::new(8, Some(64), 1).unwrap(), &threads);
+    let middles: Vec<i64> = (0..4000).map(|i| i * 10).collect();
+    let centers: Vec<f32> = middles.iter().flat_map(|i| rows[2 * *i as usize..][..2].to_vec()).collect();
+    let bounds = vec![1.0 - angle(reach as f64 + 0.5).cos(); middles.len()];
+    let caps = Caps::new(2, &centers, &bounds).unwrap();
+    let inside = 2 * reach + 1;
+    assert!(tree.count(&caps, &threads, &control).unwrap().iter().all(|count| *count == inside));
+    for replace in [true, false] {
+        let drawn = tree.sample(&caps, SampleOptions { k, replace, seed: 5 }, &threads, &control).unwrap();
+        let mut seen = vec![0.0; inside as usize];
+        for (middle, rows) in middles.iter().zip(drawn.chunks_exact(k)) {
+            rows.iter().for_each(|row| seen[((row - middle + reach).rem_euclid(n)) as usize] += 1.0);
+            let distinct: std::collections::HashSet<_> = rows.iter().collect();
+            assert!(replace || distinct.len() == k);
+        }
+        let expected = (middles.len() * k) as f64 / inside as f64;
+        let chi2: f64 = seen.iter().map(|c: &f64| (c - expected).powi(2) / expected).sum();
+        // Six standard deviations of a chi-square with inside - 1 degrees of freedom.
+        let freedom = inside as f64 - 1.0;
+        assert!((chi2 - freedom).abs() < 6.0 * (2.0 * freedom).sqrt(), "{chi2} for {freedom} degrees of freedom");
+    }
+}
+
+#[test]
 fn trees_on_disk_answer_alike_and_bad_arguments_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tree");

@@ -8,7 +8,7 @@
 //! 3. for the needles, a list of all rows inside, and picks by rank.
 //!
 //! Whether tries pay is decided by how many were made and how many of them succeeded, and for the second way by how many
-//! tiles of a fixed pilot set have rows inside, found out for all such caps of a batch together. These numbers say nothing about
+//! rows of a fixed pilot set's tiles lie inside, found out for all such caps of a batch together. These numbers say nothing about
 //! *which* rows were found, so every draw is uniform whichever way it was made; and every draw has streams of random
 //! numbers of its own, so draws are independent. (The problem is known as independent range sampling: Hu, Qiao and Tao,
 //! 2014.) The sketches decide nothing here but how fast the list comes, so draws are the same on every processor.
@@ -87,7 +87,7 @@ impl Tree {
                 // What a cap would try if all rows were open; many go straight to their lists.
                 let wanted = |(cap, met): (&usize, &Met)| {
                     let tried = options.k.saturating_mul(pilots.rows);
-                    let pays = (met.tiles * (self.len() / ROWS_PER_TRY)) > tried;
+                    let pays = met.surely() * (self.len() / ROWS_PER_TRY) > tried;
                     (*cap, if pays { tried / met.rows.max(1) } else { 0 })
                 };
                 let wanted: Vec<(usize, usize)> = left.iter().zip(&met).map(wanted).collect();
@@ -95,7 +95,7 @@ impl Tree {
                 let longer = left.par_iter().zip(open).zip(met).map(|((cap, open), met)| {
                     // As if the pilots' rows that are open had been tried: about as many of them as of all rows.
                     let rows = (pilots.rows as u128 * open.rows() as u128 / self.len() as u128) as usize;
-                    let before = Tried { rows, inside: met.tiles };
+                    let before = Tried { rows, inside: met.surely() };
                     let drawn = tries(drawn[*cap].clone(), *cap, LONGER, &open, before)?;
                     let expected = drawn.expected.max(met.rows * self.len() / pilots.rows.max(1));
                     Ok(Drawn { expected, ..drawn })
@@ -173,6 +173,8 @@ struct Drawn {
 impl Drawn {
     /// Draws while `goes_on`; `inside` gives the bits of the candidates that lie inside. Returns how many candidates were
     /// tried, and how many draws they made.
+    ///
+    /// Some draws at a time take turns, each with as many candidates as the others: together they hide the latency of memory.
     fn reject(
         &mut self,
         options: &SampleOptions,
@@ -184,22 +186,34 @@ impl Drawn {
     ) -> Result<Tried> {
         let mut taken: HashSet<usize> =
             if options.replace { HashSet::new() } else { self.positions.iter().copied().collect() };
-        let (before, mut own) = (self.positions.len(), Tried::default());
-        let mut candidates = Vec::with_capacity(MOST_AT_ONCE);
-        while self.positions.len() < options.k && goes_on(own) {
-            let mut stream = key.stream(streams + self.positions.len() as u64);
-            // Some candidates at a time hide the latency of memory: about as many as a draw has needed so far.
-            let (mut size, mut found) = ((own.rows / (own.inside + 1)).clamp(2, MOST_AT_ONCE), None);
-            while found.is_none() && goes_on(own) {
-                candidates.clear();
-                candidates.extend((0..size).map(|_| pick(&mut stream)));
-                let mask = inside(&candidates)?;
-                found = positions_of(0, mask).map(|i| candidates[i]).find(|p| options.replace || taken.insert(*p));
-                own.rows += candidates.len();
-                size = (size * 2).min(MOST_AT_ONCE);
+        let (mut waiting, mut own) = (0..options.k - self.positions.len(), Tried::default());
+        let (mut active, mut candidates) = (Vec::with_capacity(MOST_AT_ONCE), Vec::with_capacity(MOST_AT_ONCE));
+        while goes_on(own) {
+            let free = MOST_AT_ONCE - active.len();
+            active.extend(waiting.by_ref().take(free).map(|draw| key.stream(streams + draw as u64)));
+            if active.is_empty() {
+                break;
             }
-            self.positions.extend(found);
-            own.inside = self.positions.len() - before;
+            // About as many for each as a draw has needed so far; one alone would wait for memory too often.
+            let least = if active.len() == 1 { 2 } else { 1 };
+            let each = (own.rows / (own.inside + 1)).clamp(least, MOST_AT_ONCE / active.len());
+            candidates.clear();
+            for stream in &mut active {
+                candidates.extend((0..each).map(|_| pick(stream)));
+            }
+            let mask = inside(&candidates)?;
+            own.rows += candidates.len();
+            let mut draw = 0;
+            active.retain(|_| {
+                let first = draw * each;
+                draw += 1;
+                let found = positions_of(0, mask >> first & (u64::MAX >> (64 - each)))
+                    .map(|i| candidates[first + i])
+                    .find(|position| options.replace || taken.insert(*position));
+                self.positions.extend(found);
+                own.inside += usize::from(found.is_some());
+                found.is_none()
+            });
         }
         Ok(own)
     }

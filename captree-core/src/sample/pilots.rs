@@ -24,6 +24,15 @@ pub(super) struct Met {
     pub rows: usize,
 }
 
+impl Met {
+    /// About as many of its rows as can be counted on: neighbors lie inside together, so the rows of few tiles say little about
+    /// others. All of them less two standard deviations of the number of tiles, but at least one of each.
+    pub fn surely(&self) -> usize {
+        let less = self.tiles.saturating_sub(2 * self.tiles.isqrt());
+        self.tiles.max(self.rows * less / self.tiles.max(1))
+    }
+}
+
 impl Pilots {
     /// For a tree of `n` rows; small ones have none.
     pub fn of(n: usize) -> Self {
