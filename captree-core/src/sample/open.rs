@@ -86,17 +86,20 @@ impl Asking<'_> {
         block.iter().map(&mut open).collect()
     }
 
-    /// Goes down from nodes that a cap does not exclude.
+    /// Goes down from nodes that a cap does not exclude, unless more than half of what was asked stays: then more would, too.
     fn deeper(&self, cap: usize, tries: usize, mut left: Vec<usize>) -> Open {
         let nodes = &self.tree.nodes;
         let below = |node: &usize| if nodes[*node].is_leaf() { *node..*node + 1 } else { nodes[*node].child_range() };
+        let mut before = self.tree.len();
         loop {
             let rows: usize = left.iter().map(|node| nodes[*node].rows as usize).sum();
             let tries = (tries as u128 * rows as u128 / self.tree.len() as u128) as usize;
             let next: Vec<usize> = left.iter().flat_map(below).collect();
-            if next.len() == left.len() || next.len() >= tries.saturating_mul(NODES_PER_TRY) {
+            let pays = 2 * rows <= before && next.len() < tries.saturating_mul(NODES_PER_TRY);
+            if !pays || next.len() == left.len() {
                 break;
             }
+            before = rows;
             left = self.ask(&[cap], &next).remove(0);
         }
         let mut open = Open { stretches: Vec::new(), rows: 0 };
