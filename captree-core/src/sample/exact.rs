@@ -34,7 +34,7 @@ use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
 /// Tries that every draw may take at first: most caps need few.
-const FIRST_TRIES: usize = 64;
+const FIRST_TRIES: usize = 96;
 
 /// Rows of the tree whose part in a list costs as much as one try.
 const ROWS_PER_TRY: usize = 40;
