@@ -214,8 +214,15 @@ def test_the_same_seed_gives_the_same_report(tmp_path, checkpoint):
         report = evaluate(EvaluateConfig(checkpoint, out=tmp_path / out, **config))
         return [{**line["samples"], "seconds": 0} for line in report["images"]]
 
-    assert run("a") == run("b") == run("c", batch_size=4)
-    assert run("a") != run("d", seed=1)
+    first = run("a")
+    assert first == run("b")
+    assert first != run("d", seed=1)
+    # Batches of another size give the same images. Their embeddings, and scores with them, may be rounded otherwise: on
+    # some processors a matrix product of another shape sums in another order.
+    for line, other in zip(first, run("c", batch_size=4), strict=True):
+        rounded = {"cosine", "clip_score"}
+        assert {key: other[key] for key in other.keys() - rounded} == {key: line[key] for key in line.keys() - rounded}
+        assert all(other[key] == pytest.approx(line[key], rel=1e-4, abs=1e-6) for key in rounded)
 
 
 def test_held_out_rows_are_no_training_rows(checkpoint, tmp_path):
