@@ -1,4 +1,10 @@
-//! Memory whose size a caller chooses: asked for politely, so that too much is an error and not the end of the process.
+//! Memory whose size a caller chooses, asked for politely, so that too much is an error and not the end of the process; and
+//! memory that starts at a cache line.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::{Pod, Zeroable};
 
 use crate::error::{Error, Result};
 
@@ -14,6 +20,58 @@ pub(crate) fn filled<T: Clone>(rows: usize, columns: usize, value: T) -> Result<
     Ok(out)
 }
 
+/// A cache line, and what the widest registers hold.
+#[derive(Clone, Copy, Zeroable, Pod)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Numbers that start at a cache line: a load of a whole register then touches one line, not two.
+pub(crate) struct Lined<T> {
+    lines: Vec<Line>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Pod> Lined<T> {
+    /// So many zeros.
+    pub fn zeroed(len: usize) -> Self {
+        let mut out = Lined::default();
+        out.resize(len);
+        out
+    }
+
+    /// Changes their number; the first ones stay, others are zero or what once was there.
+    pub fn resize(&mut self, len: usize) {
+        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        if lines > self.lines.len() {
+            self.lines.resize(lines, Line::zeroed());
+        }
+        self.len = len;
+    }
+}
+
+impl<T> Default for Lined<T> {
+    fn default() -> Self {
+        Lined { lines: Vec::new(), len: 0, of: PhantomData }
+    }
+}
+
+impl<T: Pod> Deref for Lined<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
+        bytemuck::cast_slice(&bytes[..self.len * size_of::<T>()])
+    }
+}
+
+impl<T: Pod> DerefMut for Lined<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.lines);
+        bytemuck::cast_slice_mut(&mut bytes[..self.len * size_of::<T>()])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -23,5 +81,16 @@ mod tests {
         assert_eq!(filled(2, 3, 7).unwrap(), [7; 6]);
         assert!(matches!(filled(usize::MAX, 2, 0i64), Err(Error::MemoryLimit(_))));
         assert!(matches!(filled(1, usize::MAX / 16, 0i64), Err(Error::MemoryLimit(_))));
+    }
+
+    #[test]
+    fn numbers_start_at_a_line_and_stay_when_there_are_more() {
+        let mut numbers = Lined::<f32>::zeroed(3);
+        numbers.copy_from_slice(&[1.0, 2.0, 3.0]);
+        numbers.resize(1000);
+        assert_eq!((numbers.as_ptr() as usize % 64, numbers.len()), (0, 1000));
+        assert_eq!((&numbers[..3], numbers[999]), (&[1.0, 2.0, 3.0][..], 0.0));
+        numbers.resize(2);
+        assert_eq!(*numbers, [1.0, 2.0]);
     }
 }

@@ -92,31 +92,55 @@ pub(super) unsafe fn tile<S: Simd, E: Element>(rows: &[&[E]], centers: &[&[f32]]
     }
 }
 
-/// Dot products of `rows[i]` with `centers[i]`, four at a time to hide the latency of the sums.
+/// Dot products of `rows[i]` with `centers[i]`: eight or four at a time where these share a center, which is then loaded once,
+/// otherwise four, to hide the latency of the sums.
 ///
 /// # Safety
 /// As for [`super::TileKernel`], but for `out`, which has one element per row and center.
 #[inline(always)]
 pub(super) unsafe fn pairs<S: Simd, E: Element>(rows: &[&[E]], centers: &[&[f32]], out: &mut [f32]) {
     let d = centers.first().map_or(0, |c| c.len());
-    let whole = d - d % S::LANES;
-    for ((rows, centers), out) in rows.chunks(4).zip(centers.chunks(4)).zip(out.chunks_mut(4)) {
-        // SAFETY: every row and center has `d` elements; the last ones stand in for what a short chunk lacks.
-        unsafe {
-            let last = rows.len() - 1;
-            let mut acc = [S::zero(); 4];
-            for i in (0..whole).step_by(S::LANES) {
-                for p in 0..4 {
-                    let x = E::load::<S>(rows.get_unchecked(p.min(last)).as_ptr().add(i));
-                    let q = S::load_f32(centers.get_unchecked(p.min(last)).as_ptr().add(i));
-                    acc[p] = S::mul_add(x, q, acc[p]);
-                }
+    let mut i = 0;
+    while i < rows.len() {
+        let (rows, centers, out) = (&rows[i..], &centers[i..], &mut out[i..]);
+        let share = |n: usize| rows.len() >= n && centers[1..n].iter().all(|c| std::ptr::eq(*c, centers[0]));
+        // SAFETY: every row and center has `d` elements, and there are as many rows and places as a block takes.
+        i += unsafe {
+            if share(8) {
+                block::<S, E, 8, 1>(rows, centers, d, out.as_mut_ptr(), 8);
+                8
+            } else if share(4) {
+                block::<S, E, 4, 1>(rows, centers, d, out.as_mut_ptr(), 4);
+                4
+            } else {
+                four_pairs::<S, E>(rows, centers, d, out)
             }
-            for (p, out) in out.iter_mut().enumerate() {
-                *out = S::sum(acc[p]) + tail(rows[p], centers[p], whole);
+        };
+    }
+}
+
+/// The first four pairs, or all that there are; returns their number.
+///
+/// # Safety
+/// As for [`pairs`]; every row and center has `d` elements.
+#[inline(always)]
+unsafe fn four_pairs<S: Simd, E: Element>(rows: &[&[E]], centers: &[&[f32]], d: usize, out: &mut [f32]) -> usize {
+    let (whole, last) = (d - d % S::LANES, rows.len().min(4) - 1);
+    // SAFETY: forwarded from the caller; the last pair stands in for those that are missing.
+    unsafe {
+        let mut acc = [S::zero(); 4];
+        for i in (0..whole).step_by(S::LANES) {
+            for p in 0..4 {
+                let x = E::load::<S>(rows.get_unchecked(p.min(last)).as_ptr().add(i));
+                let q = S::load_f32(centers.get_unchecked(p.min(last)).as_ptr().add(i));
+                acc[p] = S::mul_add(x, q, acc[p]);
             }
         }
+        for p in 0..=last {
+            out[p] = S::sum(acc[p]) + tail(rows[p], centers[p], whole);
+        }
     }
+    last + 1
 }
 
 /// What stands behind the last whole register. It has fewer than LANES products; summed apart in MIN_LANES chains.

@@ -176,9 +176,13 @@ mod tests {
                     let want = exact::dot(&centers[i / 6], &rows[i % 6]);
                     prop_assert!((f64::from(*got) - want).abs() <= f32_error(d), "{} {got} {want}", kernels.name());
                 }
-                let mut alone = [0.0; 5];
-                kernels.pairs(&rows32[..5], &refs, &mut alone);
-                alone.iter().enumerate().for_each(|(i, dot)| assert_eq!(*dot, out[i * 6 + i]));
+                // Runs of 6 to 30 pairs that share a center, so that each way to take some of them together comes up.
+                let pairs: Vec<(usize, usize)> = (0..5).flat_map(|c| (0..6 * (c + 1)).map(move |i| (c, i % 6))).collect();
+                let of_pairs: Vec<&[f32]> = pairs.iter().map(|(_, r)| rows32[*r]).collect();
+                let to_centers: Vec<&[f32]> = pairs.iter().map(|(c, _)| refs[*c]).collect();
+                let mut dots = vec![0.0; pairs.len()];
+                kernels.pairs(&of_pairs, &to_centers, &mut dots);
+                pairs.iter().zip(&dots).for_each(|((c, r), dot)| assert_eq!(*dot, out[c * 6 + r]));
                 kernels.dots(&rows16, &refs, &mut out);
                 for (i, got) in out.iter().enumerate() {
                     let row: Vec<f32> = half[i % 6].iter().map(|x| x.to_f32()).collect();

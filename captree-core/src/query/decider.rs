@@ -32,10 +32,15 @@ pub(crate) struct Decider<'a> {
 impl<'a> Decider<'a> {
     /// For the caps numbered `active`.
     pub fn new(caps: &'a Caps<'a>, active: &'a [usize]) -> Self {
+        Decider::with(caps, active, active.iter().map(|c| caps.center(*c)).collect())
+    }
+
+    /// The same, with copies of their centers.
+    pub fn with(caps: &'a Caps<'a>, active: &'a [usize], queries: Vec<&'a [f32]>) -> Self {
         Decider {
             caps,
             active,
-            queries: active.iter().map(|c| caps.center(*c)).collect(),
+            queries,
             centers: Vec::new(),
             tests: active.iter().map(|c| caps.test(*c)).collect(),
             dots: Vec::new(),

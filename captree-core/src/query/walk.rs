@@ -20,10 +20,11 @@ use crate::control::Control;
 use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::Result;
+use crate::memory::Lined;
 use crate::sketch::{Decision, IntKernels, Queries, Settling, TILES_TOGETHER};
 use crate::store::Array;
 use crate::tree::Tree;
-use crate::vectors::{row, with_elements};
+use crate::vectors::with_elements;
 
 /// Caps that are encoded, and walked together where the tree is large: they share what is read of the rows.
 pub(crate) const BATCH: usize = 4096;
@@ -39,6 +40,9 @@ const TASK_SHARE: usize = 16;
 
 /// Caps that go through the levels of a tile together: enough that what a level does once for all of them costs little.
 const CHUNK: usize = 512;
+
+/// Numbers of a cache line.
+const LINE: usize = 64 / size_of::<f32>();
 
 /// Receives the rows inside each cap of a block, in tree order per cap.
 pub(crate) trait Sink {
@@ -72,6 +76,20 @@ pub(crate) fn bits_of(start: usize, range: &Range<usize>) -> u64 {
 struct Block<'a> {
     caps: &'a [usize],
     queries: Queries<'a>,
+    /// Their centers, each from a cache line on, `stride` numbers from one to the next.
+    centers: Lined<f32>,
+    stride: usize,
+}
+
+impl<'a> Block<'a> {
+    fn new(tree: &'a Tree, caps: &Caps<'_>, active: &'a [usize]) -> Self {
+        let stride = caps.dim().next_multiple_of(LINE);
+        let mut centers = Lined::zeroed(active.len() * stride);
+        for (center, cap) in centers.chunks_exact_mut(stride).zip(active) {
+            center[..caps.dim()].copy_from_slice(caps.center(*cap));
+        }
+        Block { caps: active, queries: Queries::new(&tree.sketch, caps, active), centers, stride }
+    }
 }
 
 /// A tree, some caps of a batch, and how both are cut into tasks.
@@ -92,10 +110,7 @@ impl<'a> Walk<'a> {
         let subtrees = subtrees(tree);
         // So that a small tree has about as many pairs of a block and a subtree as a large one has subtrees.
         let together = (active.len() * subtrees.len() / TASK_SHARE).clamp(LEAST_TOGETHER, BATCH);
-        let blocks = active
-            .par_chunks(together)
-            .map(|block| Block { caps: block, queries: Queries::new(&tree.sketch, caps, block) })
-            .collect();
+        let blocks = active.par_chunks(together).map(|block| Block::new(tree, caps, block)).collect();
         Ok(Walk { tree, caps, control, centers: tree.centers()?, blocks, subtrees, ablation: None })
     }
 
@@ -136,7 +151,10 @@ impl<'a> Walk<'a> {
             let all: Vec<u32> = (0..block.caps.len() as u32).collect();
             with_elements!(&self.tree.vectors, a => {
                 let mut scan = Scan::new(self, a, block, 0..self.tree.len());
-                chunks[task].iter().try_for_each(|tile| scan.tile(*tile, &all, sink))
+                for tiles in chunks[task].chunks(TILES_TOGETHER) {
+                    all.chunks(CHUNK).try_for_each(|active| scan.tiles(tiles, active, |_, _| (false, true), sink))?;
+                }
+                Ok(())
             })
         })
     }
@@ -223,16 +241,21 @@ fn subtrees(tree: &Tree) -> Vec<usize> {
 
 /// The scan of one subtree for one block, with its buffers.
 struct Scan<'a, E: Element> {
-    tree: &'a Tree,
+    dim: usize,
     array: &'a Array<E>,
     queries: &'a Queries<'a>,
     range: Range<usize>,
     decider: Decider<'a>,
-    /// Of each cap, what a group's tiles are to it; of some caps, a tile's rows.
+    /// Of each cap, what a group's tiles are to it.
     groups: Vec<Decision>,
+    /// Of each cap of a chunk, what the rows of some tiles are to it.
+    found: Vec<[Decision; TILES_TOGETHER]>,
+    /// Caps that one of these tiles crosses: places in the chunk, numbers, decisions.
+    places: Vec<usize>,
+    crossing: Vec<u32>,
     decisions: Vec<Decision>,
     settling: Settling,
-    /// What the sketches leave open: places among the chunk's caps, bits of the tile, rows.
+    /// What the sketches leave open, cap by cap: places in the chunk, numbers among the tiles' rows, rows.
     left: Vec<(usize, usize)>,
     left_rows: Vec<&'a [E]>,
     /// Which rows of the last tiles were asked for.
@@ -241,13 +264,18 @@ struct Scan<'a, E: Element> {
 
 impl<'a, E: Element> Scan<'a, E> {
     fn new(walk: &'a Walk<'a>, array: &'a Array<E>, block: &'a Block<'a>, range: Range<usize>) -> Self {
+        let dim = walk.tree.dim;
+        let centers = block.centers.chunks_exact(block.stride).map(|center| &center[..dim]).collect();
         Scan {
-            tree: walk.tree,
+            dim,
             array,
             queries: &block.queries,
             range,
-            decider: Decider::new(walk.caps, block.caps),
+            decider: Decider::with(walk.caps, block.caps, centers),
             groups: Vec::new(),
+            found: Vec::new(),
+            places: Vec::new(),
+            crossing: Vec::new(),
             decisions: Vec::new(),
             settling: Settling::new(walk.ablation.map(|_| Tally::default())),
             left: Vec::new(),
@@ -262,70 +290,104 @@ impl<'a, E: Element> Scan<'a, E> {
         let mut decisions = std::mem::take(&mut self.groups);
         decisions.resize(active.len(), Decision::default());
         self.queries.tiles(group, active, &mut decisions)?;
-        let mut open = Vec::with_capacity(CHUNK);
         for first in (0..TILE).step_by(TILES_TOGETHER) {
+            let bits: Vec<usize> = positions_of(0, valid & bits_of(0, &(first..first + TILES_TOGETHER))).collect();
+            let tiles: Vec<usize> = bits.iter().map(|t| group * TILE + t).collect();
             for (active, decisions) in active.chunks(CHUNK).zip(decisions.chunks(CHUNK)) {
-                for t in positions_of(0, valid & bits_of(0, &(first..first + TILES_TOGETHER))) {
-                    let tile = group * TILE + t;
-                    let rows = self.range.start.max(tile * TILE)..self.range.end.min((tile + 1) * TILE);
-                    open.clear();
-                    for (i, decision) in active.iter().zip(decisions) {
-                        if decision.inside >> t & 1 != 0 {
-                            sink.all(*i as usize, rows.clone())?;
-                        } else if decision.unsure >> t & 1 != 0 {
-                            open.push(*i);
-                        }
-                    }
-                    if let Some(tally) = &mut self.settling.tally {
-                        tally.pass(Part::Tiles, open.len() * rows.len());
-                    }
-                    if !open.is_empty() {
-                        self.tile(tile, &open, sink)?;
-                    }
-                }
+                let of = |place: usize, slot: usize| {
+                    let (own, t) = (&decisions[place], bits[slot]);
+                    (own.inside >> t & 1 != 0, own.unsure >> t & 1 != 0)
+                };
+                self.tiles(&tiles, active, of, sink)?;
             }
         }
         self.groups = decisions;
         Ok(())
     }
 
-    fn tile(&mut self, tile: usize, active: &[u32], sink: &mut impl Sink) -> Result<()> {
-        let start = tile * TILE;
-        let valid = bits_of(start, &self.range);
-        let fetched = &mut self.fetched[tile % TILES_TOGETHER];
-        if fetched.0 != tile {
-            *fetched = (tile, 0);
-        }
-        for active in active.chunks(CHUNK) {
-            self.decisions.resize(active.len(), Decision::default());
-            self.queries.settle(tile, active, valid, &mut self.settling, &mut self.decisions)?;
-            self.left.clear();
-            self.left_rows.clear();
-            for (n, decision) in self.decisions.iter().enumerate() {
-                for r in positions_of(0, decision.unsure) {
-                    let row = row(self.array, start + r, self.tree.dim)?;
-                    if fetched.1 >> r & 1 == 0 {
-                        fetched.1 |= 1 << r;
-                        IntKernels::get().prefetch(bytemuck::cast_slice(row));
+    /// At most [`TILES_TOGETHER`] tiles for at most [`CHUNK`] caps. `of(place, slot)` says whether a cap holds a tile as a
+    /// whole, and whether it may hold some of its rows.
+    fn tiles(
+        &mut self,
+        tiles: &[usize],
+        active: &[u32],
+        of: impl Fn(usize, usize) -> (bool, bool),
+        sink: &mut impl Sink,
+    ) -> Result<()> {
+        self.found.clear();
+        self.found.resize(active.len(), [Decision::default(); TILES_TOGETHER]);
+        for (slot, tile) in tiles.iter().enumerate() {
+            let valid = bits_of(tile * TILE, &self.range);
+            self.crossing.clear();
+            self.places.clear();
+            for (place, i) in active.iter().enumerate() {
+                match of(place, slot) {
+                    (true, _) => self.found[place][slot].inside = valid,
+                    (false, true) => {
+                        self.crossing.push(*i);
+                        self.places.push(place);
                     }
-                    self.left.push((n, r));
-                    self.left_rows.push(row);
+                    (false, false) => {}
                 }
             }
-            let (left, decisions) = (&self.left, &mut self.decisions);
-            self.decider.decide_pairs(
-                &self.left_rows,
-                |l| active[left[l].0] as usize,
-                |l| {
-                    decisions[left[l].0].inside |= 1 << left[l].1;
-                },
-            );
-            for (i, decision) in active.iter().zip(&self.decisions) {
-                if decision.inside != 0 {
-                    sink.some(*i as usize, start, decision.inside)?;
+            if let Some(tally) = &mut self.settling.tally {
+                tally.pass(Part::Tiles, self.crossing.len() * valid.count_ones() as usize);
+            }
+            if !self.crossing.is_empty() {
+                self.decisions.resize(self.crossing.len(), Decision::default());
+                self.queries.settle(*tile, &self.crossing, valid, &mut self.settling, &mut self.decisions)?;
+                for (place, decision) in self.places.iter().zip(&self.decisions) {
+                    self.found[*place][slot] = *decision;
                 }
             }
         }
+        self.decide_left(tiles, active)?;
+        for (i, found) in active.iter().zip(&self.found) {
+            for (tile, decision) in tiles.iter().zip(found) {
+                if decision.inside != 0 {
+                    sink.some(*i as usize, tile * TILE, decision.inside)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides by the stored rows what the sketches leave open of some tiles, one cap after the other: its center is read
+    /// once for all of them.
+    fn decide_left(&mut self, tiles: &[usize], active: &[u32]) -> Result<()> {
+        let d = self.dim;
+        let mut rows: [&[E]; TILES_TOGETHER] = [&[]; TILES_TOGETHER];
+        for (slot, tile) in tiles.iter().enumerate() {
+            let wanted = self.found.iter().fold(0, |wanted, found| wanted | found[slot].unsure);
+            if wanted == 0 {
+                continue;
+            }
+            let fetched = &mut self.fetched[tile % TILES_TOGETHER];
+            if fetched.0 != *tile {
+                *fetched = (*tile, 0);
+            }
+            rows[slot] = self.array.slice(tile * TILE * d..self.array.len().min((tile + 1) * TILE * d))?;
+            for r in positions_of(0, wanted & !fetched.1) {
+                IntKernels::get().prefetch(bytemuck::cast_slice(&rows[slot][r * d..(r + 1) * d]));
+            }
+            fetched.1 |= wanted;
+        }
+        self.left.clear();
+        self.left_rows.clear();
+        for (place, found) in self.found.iter().enumerate() {
+            for (slot, decision) in found.iter().enumerate() {
+                for r in positions_of(0, decision.unsure) {
+                    self.left.push((place, slot * TILE + r));
+                    self.left_rows.push(&rows[slot][r * d..(r + 1) * d]);
+                }
+            }
+        }
+        let (left, found) = (&self.left, &mut self.found);
+        let inside = |l: usize| {
+            let (place, row) = left[l];
+            found[place][row / TILE].inside |= 1 << (row % TILE);
+        };
+        self.decider.decide_pairs(&self.left_rows, |l| active[left[l].0] as usize, inside);
         Ok(())
     }
 }

@@ -19,11 +19,11 @@ const CODE_MAX: f64 = 127.0;
 /// Rows encoded as one task.
 const TASK: usize = 16 * TILE;
 
-/// Rows that the steps are chosen from.
-const STEP_ROWS: usize = 1024;
+/// Groups of neighbors that the steps are chosen from.
+const STEP_TILES: usize = 32;
 
-/// Share of coordinates that a step may clip; what clipping loses is part of what the row's code loses.
-const CLIPPED: f64 = 1e-4;
+/// Shares of coordinates that a step may clip, to choose from; what clipping loses is part of what the row's code loses.
+const CLIPPED: [f64; 6] = [0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3];
 
 /// The sketches of all rows, in tree order.
 pub(crate) struct Sketch {
@@ -168,32 +168,39 @@ pub(super) fn split<E: Element>(basis: &Basis, vectors: &[&[E]], along: impl Fn(
     .collect()
 }
 
-/// Steps that clip few coordinates of rows spread over the whole tree.
+/// For each level's columns, the step with which rows lose least: by the row of a tile that loses most, since its bound is that
+/// of all. A smaller step clips more coordinates, and one that is clipped counts for the whole tile. Chosen from neighbors spread
+/// over the whole tree.
 pub(super) fn steps<'a, E: Element>(basis: &Basis, at: &impl Fn(usize) -> Result<&'a [E]>, n: usize) -> Result<Steps> {
-    let count = n.min(STEP_ROWS);
-    let rows: Vec<&[E]> = (0..count).map(|i| at(i * n / count)).collect::<Result<_>>()?;
-    let splits: Vec<Split> = rows.chunks(TILE).flat_map(|tile| split(basis, tile, |_| 1.0)).collect();
-    let step = |values: &mut dyn Iterator<Item = f64>| {
-        let mut sizes: Vec<f64> = values.map(f64::abs).collect();
-        if sizes.is_empty() {
-            return 0.0;
-        }
-        let last = sizes.len() - 1;
-        let at = last - (sizes.len() as f64 * CLIPPED) as usize;
-        let (_, size, _) = sizes.select_nth_unstable_by(at, f64::total_cmp);
+    let tiles = n.div_ceil(TILE).min(STEP_TILES);
+    let mut groups = Vec::with_capacity(tiles);
+    for t in 0..tiles {
+        let start = t * n.div_ceil(TILE) / tiles * TILE;
+        let rows: Vec<&[E]> = (start..n.min(start + TILE)).map(at).collect::<Result<_>>()?;
+        groups.push(split(basis, &rows, |_| 1.0));
+    }
+    let step = |columns: std::ops::Range<usize>| {
+        let each = groups.iter().flatten().flat_map(|s| &s.z[columns.clone()]);
+        let mut sizes: Vec<f64> = each.map(|z| f64::from(*z).abs()).collect();
+        sizes.sort_unstable_by(f64::total_cmp);
+        let Some(last) = sizes.len().checked_sub(1) else { return 0.0 };
         // A little room for rows that were not looked at.
-        up(*size * 1.05 / CODE_MAX)
+        let steps = CLIPPED.map(|share| up(sizes[last - (sizes.len() as f64 * share) as usize] * 1.05 / CODE_MAX));
+        let lost = |step: f64, z: &[f32]| {
+            let loss = |z: &f32| (f64::from(*z) - step * code_of(f64::from(*z), inverse(step))).powi(2);
+            z.iter().map(loss).sum::<f64>()
+        };
+        let cost = |step: &f32| -> f64 {
+            let most = |group: &Vec<Split>| {
+                let each = group.iter().map(|s| lost(f64::from(*step), &s.z[columns.clone()]));
+                each.fold(0.0, f64::max).sqrt()
+            };
+            groups.iter().map(most).sum()
+        };
+        steps.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(0.0)
     };
-    let columns = |range: std::ops::Range<usize>| {
-        splits.iter().flat_map(move |s| s.z[range.clone()].iter().map(|z| f64::from(*z)))
-    };
-    let widths = basis.widths;
-    Ok(Steps {
-        first: step(&mut columns(0..widths.first)),
-        second: step(&mut columns(widths.first..widths.second)),
-        third: step(&mut columns(widths.second..widths.third)),
-        rest: step(&mut columns(widths.third..widths.all)),
-    })
+    let Widths { first, second, third, all } = basis.widths;
+    Ok(Steps { first: step(0..first), second: step(first..second), third: step(second..third), rest: step(third..all) })
 }
 
 /// Encodes whole tiles (the last one may be short); returns what stands for each.

@@ -14,6 +14,7 @@ use super::{TILE, Widths, up};
 use crate::ablation::{OPEN, Part, Parts, Tally};
 use crate::caps::Caps;
 use crate::error::Result;
+use crate::memory::Lined;
 use crate::store::Array;
 
 /// Tiles that some caps go through, one after the other, before the next caps do: what the wider levels have read of so many
@@ -24,7 +25,7 @@ pub(crate) const TILES_TOGETHER: usize = 8;
 const AT_ONCE: usize = 32;
 
 /// Open rows of a tile from which all its rows together cost less than one by one.
-pub(super) const DENSE_ROWS: u32 = 20;
+pub(super) const DENSE_ROWS: u32 = 12;
 
 /// Queries with that many from which interleaving the tile's codes pays.
 const DENSE_QUERIES: usize = 12;
@@ -44,7 +45,7 @@ pub(crate) struct Queries<'a> {
     lead_codes: Vec<i8>,
     lead_terms: Vec<LeadTerms>,
     /// The counterparts of the rows' wider codes.
-    wide_codes: Vec<i8>,
+    wide_codes: Lined<i8>,
     wide_terms: Vec<WideTerms>,
     parts: Parts,
     /// Terms of a second level that decides nothing, where it is switched off.
@@ -57,7 +58,7 @@ pub(crate) struct Settling {
     /// Per query, the rows that the first level leaves open.
     first: Vec<u64>,
     /// Per query, the first level's sums.
-    sums: Vec<[i32; TILE]>,
+    sums: Lined<[i32; TILE]>,
     decisions: Vec<Decision>,
     /// Queries with open rows after the first level: their places among the active ones, and their numbers.
     places: Vec<usize>,
@@ -66,7 +67,7 @@ pub(crate) struct Settling {
     still: Vec<u32>,
     /// Their open rows, and what they are estimated at.
     masks: Vec<u64>,
-    values: Vec<[f32; TILE]>,
+    values: Lined<[f32; TILE]>,
     asking: Asking,
     /// The queries that are settled together: numbers, places among the open ones, tests.
     asked: Vec<u32>,
@@ -85,7 +86,7 @@ pub(crate) struct Settling {
 struct Late {
     tile: Option<usize>,
     fetched: u64,
-    interleaved: Vec<u8>,
+    interleaved: Lined<u8>,
     is_interleaved: bool,
 }
 
@@ -123,7 +124,7 @@ impl<'a> Queries<'a> {
             second_terms: Vec::with_capacity(count),
             lead_codes: vec![0; count * lead],
             lead_terms: Vec::with_capacity(count),
-            wide_codes: vec![0; count * wide],
+            wide_codes: Lined::zeroed(count * wide),
             wide_terms: Vec::with_capacity(count),
             parts: Parts::ALL,
             blind_terms: Vec::new(),
@@ -253,7 +254,7 @@ impl<'a> Queries<'a> {
     ) -> Result<()> {
         let mut prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile)?;
         with.first.resize(active.len(), 0);
-        with.sums.resize(active.len(), [0; TILE]);
+        with.sums.resize(active.len());
         self.first(&prefix, active, &mut with.first, &mut with.sums);
         if !self.parts.has(Part::First) {
             with.first.fill(u64::MAX);
@@ -275,7 +276,7 @@ impl<'a> Queries<'a> {
         with.masks.truncate(count);
         with.tally(Part::First, out);
         with.decisions.resize(with.open.len(), Decision::default());
-        with.values.resize(with.open.len(), [0.0; TILE]);
+        with.values.resize(with.open.len());
         if !self.parts.has(Part::Second) {
             prefix.query_terms = &self.blind_terms;
         }
@@ -349,22 +350,24 @@ impl<'a> Queries<'a> {
             with.still.iter().for_each(|place| with.asking.note(*place as usize, with.masks[*place as usize]));
             self.kernels.refine(prefix, &with.open, &with.asking, &mut with.values);
         }
-        with.asked.clear();
-        with.asked_places.clear();
-        with.alone.clear();
+        // Both lists without a branch, as above.
+        let (mut together, mut alone) = (0, 0);
+        with.asked.resize(with.still.len(), 0);
+        with.asked_places.resize(with.still.len(), 0);
+        with.alone.resize(with.still.len(), 0);
         for place in with.still.iter().map(|place| *place as usize) {
-            let mask = with.masks[place];
-            if mask.count_ones() >= DENSE_ROWS {
-                with.asked.push(with.open[place]);
-                with.asked_places.push(place);
-            } else {
-                with.alone.push(place);
-            }
+            let are_many = with.masks[place].count_ones() >= DENSE_ROWS;
+            (with.asked[together], with.asked_places[together], with.alone[alone]) = (with.open[place], place, place);
+            together += usize::from(are_many);
+            alone += usize::from(!are_many);
         }
+        with.asked.truncate(together);
+        with.asked_places.truncate(together);
+        with.alone.truncate(alone);
         if with.asked.len() >= DENSE_QUERIES {
             if !late.is_interleaved {
                 late.is_interleaved = true;
-                late.interleaved.resize(TILE * (to - from), 0);
+                late.interleaved.resize(TILE * (to - from));
                 for start in (0..codes.len().div_ceil(stride)).step_by(QUARTER) {
                     let into = &mut late.interleaved[start * 4..];
                     self.kernels.interleave(&codes[start * stride..], stride, to - from, into);
@@ -394,10 +397,11 @@ impl<'a> Queries<'a> {
             with.alone.append(&mut with.asked_places);
         }
         let rows = Rows { codes, stride, residuals };
+        let (query_codes, values) = (&*self.wide_codes, &mut *with.values);
         for place in &with.alone {
             let (own, query) = (&mut out[with.places[*place]], with.open[*place]);
-            let (code, values) = (&self.wide_codes[query as usize * stride..][from..to], &mut with.values[*place]);
-            let decision = self.kernels.wide(&rows, code, with.masks[*place], values, &test(query));
+            let code = &query_codes[query as usize * stride..][from..to];
+            let decision = self.kernels.wide(&rows, code, with.masks[*place], &mut values[*place], &test(query));
             own.inside |= decision.inside;
             own.unsure = decision.unsure;
         }
