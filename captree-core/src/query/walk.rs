@@ -14,7 +14,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::decider::Decider;
-use crate::ablation::{Ablation, Part, Tally};
+use crate::ablation::{Ablation, OPEN, Part, Tally};
 use crate::caps::{Caps, Relation};
 use crate::control::Control;
 use crate::distance::{Kernels, TILE, f32_error};
@@ -149,10 +149,12 @@ impl<'a> Walk<'a> {
         self.tasks(chunks.len(), sink, |block, task, sink| {
             self.control.check()?;
             let all: Vec<u32> = (0..block.caps.len() as u32).collect();
+            let open = [OPEN; CHUNK];
             with_elements!(&self.tree.vectors, a => {
                 let mut scan = Scan::new(self, a, block, 0..self.tree.len());
                 for tiles in chunks[task].chunks(TILES_TOGETHER) {
-                    all.chunks(CHUNK).try_for_each(|active| scan.tiles(tiles, active, |_, _| (false, true), sink))?;
+                    let tiles: Vec<(usize, usize)> = tiles.iter().map(|tile| (*tile, 0)).collect();
+                    all.chunks(CHUNK).try_for_each(|active| scan.tiles(&tiles, active, &open[..active.len()], sink))?;
                 }
                 Ok(())
             })
@@ -239,6 +241,31 @@ fn subtrees(tree: &Tree) -> Vec<usize> {
     found
 }
 
+/// What the rows of some tiles are to a cap. Most caps and tiles have nothing in common: two masks say which do.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    decisions: [Decision; TILES_TOGETHER],
+    /// One bit for each tile with rows inside, and with open rows; other decisions are from earlier tiles.
+    some: u8,
+    open: u8,
+}
+
+impl Found {
+    #[inline(always)]
+    fn set(&mut self, slot: usize, decision: Decision) {
+        self.decisions[slot] = decision;
+        self.some |= u8::from(decision.inside != 0) << slot;
+        self.open |= u8::from(decision.unsure != 0) << slot;
+    }
+
+    /// Adds a row to those inside.
+    #[inline(always)]
+    fn add(&mut self, slot: usize, row: u64) {
+        self.decisions[slot].inside |= row;
+        self.some |= 1 << slot;
+    }
+}
+
 /// The scan of one subtree for one block, with its buffers.
 struct Scan<'a, E: Element> {
     dim: usize,
@@ -249,7 +276,7 @@ struct Scan<'a, E: Element> {
     /// Of each cap, what a group's tiles are to it.
     groups: Vec<Decision>,
     /// Of each cap of a chunk, what the rows of some tiles are to it.
-    found: Vec<[Decision; TILES_TOGETHER]>,
+    found: Vec<Found>,
     /// Caps that one of these tiles crosses: places in the chunk, numbers, decisions.
     places: Vec<usize>,
     crossing: Vec<u32>,
@@ -291,62 +318,56 @@ impl<'a, E: Element> Scan<'a, E> {
         decisions.resize(active.len(), Decision::default());
         self.queries.tiles(group, active, &mut decisions)?;
         for first in (0..TILE).step_by(TILES_TOGETHER) {
-            let bits: Vec<usize> = positions_of(0, valid & bits_of(0, &(first..first + TILES_TOGETHER))).collect();
-            let tiles: Vec<usize> = bits.iter().map(|t| group * TILE + t).collect();
+            let some = valid & bits_of(0, &(first..first + TILES_TOGETHER));
+            let tiles: Vec<(usize, usize)> = positions_of(0, some).map(|t| (group * TILE + t, t)).collect();
             for (active, decisions) in active.chunks(CHUNK).zip(decisions.chunks(CHUNK)) {
-                let of = |place: usize, slot: usize| {
-                    let (own, t) = (&decisions[place], bits[slot]);
-                    (own.inside >> t & 1 != 0, own.unsure >> t & 1 != 0)
-                };
-                self.tiles(&tiles, active, of, sink)?;
+                self.tiles(&tiles, active, decisions, sink)?;
             }
         }
         self.groups = decisions;
         Ok(())
     }
 
-    /// At most [`TILES_TOGETHER`] tiles for at most [`CHUNK`] caps. `of(place, slot)` says whether a cap holds a tile as a
-    /// whole, and whether it may hold some of its rows.
+    /// At most [`TILES_TOGETHER`] tiles for at most [`CHUNK`] caps. With each tile comes which bit of the caps' `decisions`
+    /// stands for it as a whole.
     fn tiles(
         &mut self,
-        tiles: &[usize],
+        tiles: &[(usize, usize)],
         active: &[u32],
-        of: impl Fn(usize, usize) -> (bool, bool),
+        decisions: &[Decision],
         sink: &mut impl Sink,
     ) -> Result<()> {
-        self.found.clear();
-        self.found.resize(active.len(), [Decision::default(); TILES_TOGETHER]);
-        for (slot, tile) in tiles.iter().enumerate() {
+        self.found.resize(active.len(), Found::default());
+        self.found.iter_mut().for_each(|found| (found.some, found.open) = (0, 0));
+        for (slot, (tile, t)) in tiles.iter().enumerate() {
             let valid = bits_of(tile * TILE, &self.range);
-            self.crossing.clear();
-            self.places.clear();
-            for (place, i) in active.iter().enumerate() {
-                match of(place, slot) {
-                    (true, _) => self.found[place][slot].inside = valid,
-                    (false, true) => {
-                        self.crossing.push(*i);
-                        self.places.push(place);
-                    }
-                    (false, false) => {}
+            // Without a branch where nobody could foretell it: entries overwrite the last one unless that counts.
+            self.crossing.resize(active.len(), 0);
+            self.places.resize(active.len(), 0);
+            let mut count = 0;
+            for (place, (i, decision)) in active.iter().zip(decisions).enumerate() {
+                (self.crossing[count], self.places[count]) = (*i, place);
+                count += (decision.unsure >> t & 1) as usize;
+                if decision.inside >> t & 1 != 0 {
+                    self.found[place].set(slot, Decision { inside: valid, unsure: 0 });
                 }
             }
+            self.crossing.truncate(count);
+            self.places.truncate(count);
             if let Some(tally) = &mut self.settling.tally {
-                tally.pass(Part::Tiles, self.crossing.len() * valid.count_ones() as usize);
+                tally.pass(Part::Tiles, count * valid.count_ones() as usize);
             }
-            if !self.crossing.is_empty() {
-                self.decisions.resize(self.crossing.len(), Decision::default());
+            if count != 0 {
+                self.decisions.resize(count, Decision::default());
                 self.queries.settle(*tile, &self.crossing, valid, &mut self.settling, &mut self.decisions)?;
-                for (place, decision) in self.places.iter().zip(&self.decisions) {
-                    self.found[*place][slot] = *decision;
-                }
+                let each = self.places.iter().zip(&self.decisions);
+                each.for_each(|(place, decision)| self.found[*place].set(slot, *decision));
             }
         }
         self.decide_left(tiles, active)?;
         for (i, found) in active.iter().zip(&self.found) {
-            for (tile, decision) in tiles.iter().zip(found) {
-                if decision.inside != 0 {
-                    sink.some(*i as usize, tile * TILE, decision.inside)?;
-                }
+            for slot in positions_of(0, u64::from(found.some)) {
+                sink.some(*i as usize, tiles[slot].0 * TILE, found.decisions[slot].inside)?;
             }
         }
         Ok(())
@@ -354,11 +375,16 @@ impl<'a, E: Element> Scan<'a, E> {
 
     /// Decides by the stored rows what the sketches leave open of some tiles, one cap after the other: its center is read
     /// once for all of them.
-    fn decide_left(&mut self, tiles: &[usize], active: &[u32]) -> Result<()> {
+    fn decide_left(&mut self, tiles: &[(usize, usize)], active: &[u32]) -> Result<()> {
         let d = self.dim;
+        let mut wanted = [0; TILES_TOGETHER];
+        for found in &self.found {
+            for slot in positions_of(0, u64::from(found.open)) {
+                wanted[slot] |= found.decisions[slot].unsure;
+            }
+        }
         let mut rows: [&[E]; TILES_TOGETHER] = [&[]; TILES_TOGETHER];
-        for (slot, tile) in tiles.iter().enumerate() {
-            let wanted = self.found.iter().fold(0, |wanted, found| wanted | found[slot].unsure);
+        for ((tile, _), (wanted, rows)) in tiles.iter().zip(wanted.into_iter().zip(&mut rows)) {
             if wanted == 0 {
                 continue;
             }
@@ -366,17 +392,17 @@ impl<'a, E: Element> Scan<'a, E> {
             if fetched.0 != *tile {
                 *fetched = (*tile, 0);
             }
-            rows[slot] = self.array.slice(tile * TILE * d..self.array.len().min((tile + 1) * TILE * d))?;
+            *rows = self.array.slice(tile * TILE * d..self.array.len().min((tile + 1) * TILE * d))?;
             for r in positions_of(0, wanted & !fetched.1) {
-                IntKernels::get().prefetch(bytemuck::cast_slice(&rows[slot][r * d..(r + 1) * d]));
+                IntKernels::get().prefetch(bytemuck::cast_slice(&rows[r * d..(r + 1) * d]));
             }
             fetched.1 |= wanted;
         }
         self.left.clear();
         self.left_rows.clear();
         for (place, found) in self.found.iter().enumerate() {
-            for (slot, decision) in found.iter().enumerate() {
-                for r in positions_of(0, decision.unsure) {
+            for slot in positions_of(0, u64::from(found.open)) {
+                for r in positions_of(0, found.decisions[slot].unsure) {
                     self.left.push((place, slot * TILE + r));
                     self.left_rows.push(&rows[slot][r * d..(r + 1) * d]);
                 }
@@ -385,7 +411,7 @@ impl<'a, E: Element> Scan<'a, E> {
         let (left, found) = (&self.left, &mut self.found);
         let inside = |l: usize| {
             let (place, row) = left[l];
-            found[place][row / TILE].inside |= 1 << (row % TILE);
+            found[place].add(row / TILE, 1 << (row % TILE));
         };
         self.decider.decide_pairs(&self.left_rows, |l| active[left[l].0] as usize, inside);
         Ok(())
