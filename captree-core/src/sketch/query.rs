@@ -27,8 +27,8 @@ const AT_ONCE: usize = 32;
 /// Open rows of a tile from which all its rows together cost less than one by one.
 pub(super) const DENSE_ROWS: u32 = 12;
 
-/// Queries with that many from which interleaving the tile's codes pays.
-const DENSE_QUERIES: usize = 12;
+/// Open rows, of all queries with that many, from which interleaving the tile's codes pays.
+const DENSE_PAIRS: u32 = 240;
 
 /// Sketches of a batch of caps.
 pub(crate) struct Queries<'a> {
@@ -351,12 +351,14 @@ impl<'a> Queries<'a> {
             self.kernels.refine(prefix, &with.open, &with.asking, &mut with.values);
         }
         // Both lists without a branch, as above.
-        let (mut together, mut alone) = (0, 0);
+        let (mut together, mut alone, mut pairs) = (0, 0, 0);
         with.asked.resize(with.still.len(), 0);
         with.asked_places.resize(with.still.len(), 0);
         with.alone.resize(with.still.len(), 0);
         for place in with.still.iter().map(|place| *place as usize) {
-            let are_many = with.masks[place].count_ones() >= DENSE_ROWS;
+            let rows = with.masks[place].count_ones();
+            let are_many = rows >= DENSE_ROWS;
+            pairs += if are_many { rows } else { 0 };
             (with.asked[together], with.asked_places[together], with.alone[alone]) = (with.open[place], place, place);
             together += usize::from(are_many);
             alone += usize::from(!are_many);
@@ -364,7 +366,7 @@ impl<'a> Queries<'a> {
         with.asked.truncate(together);
         with.asked_places.truncate(together);
         with.alone.truncate(alone);
-        if with.asked.len() >= DENSE_QUERIES {
+        if pairs >= DENSE_PAIRS {
             if !late.is_interleaved {
                 late.is_interleaved = true;
                 late.interleaved.resize(TILE * (to - from));
