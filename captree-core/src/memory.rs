@@ -40,6 +40,13 @@ impl<T: Pod> Lined<T> {
         out
     }
 
+    /// So many copies of a value.
+    pub fn filled(len: usize, value: T) -> Self {
+        let mut out = Lined::zeroed(len);
+        out.fill(value);
+        out
+    }
+
     /// Changes their number; the first ones stay, others are zero or what once was there.
     pub fn resize(&mut self, len: usize) {
         let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
@@ -47,6 +54,13 @@ impl<T: Pod> Lined<T> {
             self.lines.resize(lines, Line::zeroed());
         }
         self.len = len;
+    }
+}
+
+impl<T> Lined<T> {
+    /// Their number.
+    pub fn len(&self) -> usize {
+        self.len
     }
 }
 

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::MAX_DIM;
 use crate::element::Storage;
 use crate::error::{Error, Result};
+use crate::memory::Lined;
 use crate::sketch::sketch_bytes;
 use crate::store::Array;
 use crate::threads::Threads;
@@ -69,8 +70,8 @@ const NAMED: usize = 5;
 const CHUNK: usize = 1024;
 
 enum Stored {
-    F16(Vec<f16>),
-    F32(Vec<f32>),
+    F16(Lined<f16>),
+    F32(Lined<f32>),
 }
 
 /// Collects batches of rows as they come.
@@ -113,8 +114,8 @@ impl Ingest {
     /// Rows will be stored as `storage`; with `normalize`, scaled to length 1 first.
     pub fn new(storage: Storage, normalize: bool) -> Self {
         let stored = match storage {
-            Storage::Float16 => Stored::F16(Vec::new()),
-            Storage::Float32 => Stored::F32(Vec::new()),
+            Storage::Float16 => Stored::F16(Lined::default()),
+            Storage::Float32 => Stored::F32(Lined::default()),
         };
         Ingest {
             normalize,
@@ -175,8 +176,8 @@ impl Ingest {
         self.precision = batch.precision();
         let start = self.stored_len();
         match &mut self.stored {
-            Stored::F16(v) => v.resize(start + batch.len(), f16::ZERO),
-            Stored::F32(v) => v.resize(start + batch.len(), 0.0),
+            Stored::F16(v) => v.resize(start + batch.len()),
+            Stored::F32(v) => v.resize(start + batch.len()),
         }
         let (normalize, tolerance) = (self.normalize, batch.precision().tolerance());
         let reports = threads.run(|| match (&mut self.stored, batch) {
@@ -225,8 +226,8 @@ impl Ingest {
             )));
         }
         let vectors = match self.stored {
-            Stored::F16(v) => Vectors::F16(Array::from_vec(v)),
-            Stored::F32(v) => Vectors::F32(Array::from_vec(v)),
+            Stored::F16(v) => Vectors::F16(Array::in_memory(v)),
+            Stored::F32(v) => Vectors::F32(Array::in_memory(v)),
         };
         Ok(Rows { dim, vectors, norms: self.norms })
     }

@@ -10,6 +10,7 @@ use crate::control::Control;
 use crate::distance::{Kernels, f32_error};
 use crate::element::Element;
 use crate::error::Result;
+use crate::memory::Lined;
 use crate::store::Array;
 use crate::vectors::NORM_SLACK;
 
@@ -86,9 +87,9 @@ impl Sketch {
         control: &Control,
     ) -> Result<Self> {
         let (bytes, wide, tiles) = (padded(basis.widths.second), wide_bytes(basis.widths), n.div_ceil(TILE));
-        let mut row_codes = vec![128u8; tiles * TILE * bytes];
-        let mut row_terms = vec![0.0f32; tiles * TERMS];
-        let mut wide_codes = vec![128u8; n * wide];
+        let mut row_codes = Lined::filled(tiles * TILE * bytes, 128u8);
+        let mut row_terms = Lined::filled(tiles * TERMS, 0.0f32);
+        let mut wide_codes = Lined::filled(n * wide, 128u8);
         let means: Vec<Own> = row_codes
             .par_chunks_mut(TASK * bytes)
             .zip(row_terms.par_chunks_mut(TASK / TILE * TERMS))
@@ -123,9 +124,9 @@ impl Sketch {
             farthest: means.iter().fold(0.0, |m, own| m.max(own.length)),
             tile_codes: Array::from_vec(tile_codes),
             tile_terms: Array::from_vec(tile_terms),
-            row_codes: Array::from_vec(row_codes),
-            row_terms: Array::from_vec(row_terms),
-            wide_codes: Array::from_vec(wide_codes),
+            row_codes: Array::in_memory(row_codes),
+            row_terms: Array::in_memory(row_terms),
+            wide_codes: Array::in_memory(wide_codes),
         })
     }
 

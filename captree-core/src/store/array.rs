@@ -9,6 +9,7 @@ use bytemuck::Pod;
 use super::checks::{MappedFile, out_of_range};
 use crate::control::Control;
 use crate::error::Result;
+use crate::memory::Lined;
 
 /// A flat array that lives in memory or in a mapped, checksummed file. Clones share the data.
 pub struct Array<T> {
@@ -16,7 +17,7 @@ pub struct Array<T> {
 }
 
 enum Data<T> {
-    Owned(Arc<Vec<T>>),
+    Owned(Arc<Lined<T>>),
     /// The file holds at least `len` elements' bytes, aligned for `T`: see [`Array::mapped`].
     Mapped {
         file: Arc<MappedFile>,
@@ -25,9 +26,16 @@ enum Data<T> {
 }
 
 impl<T: Pod + Send + Sync> Array<T> {
-    /// An array in memory; the vector is not copied.
+    /// An array in memory: a copy of the vector.
     pub fn from_vec(v: Vec<T>) -> Self {
-        Array { data: Data::Owned(Arc::new(v)) }
+        let mut own = Lined::zeroed(v.len());
+        own.copy_from_slice(&v);
+        Array::in_memory(own)
+    }
+
+    /// An array in memory; the numbers are not copied.
+    pub(crate) fn in_memory(numbers: Lined<T>) -> Self {
+        Array { data: Data::Owned(Arc::new(numbers)) }
     }
 
     /// The first `len` elements of a mapped file, whose size and alignment the caller has checked.

@@ -15,6 +15,7 @@ use crate::caps::NodeAngle;
 use crate::control::Control;
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
+use crate::memory::Lined;
 use crate::sketch::Sketch;
 use crate::store::Array;
 use crate::threads::Threads;
@@ -218,30 +219,30 @@ impl Tree {
 
 /// The rows at some places, one after the other.
 fn gather<E: Element, I: Copy + TryInto<usize>>(array: &Array<E>, places: &[I], dim: usize) -> Result<Vec<E>> {
-    let mut out = Vec::with_capacity(places.len() * dim);
+    let mut out = vec![E::zeroed(); places.len() * dim];
     gather_into(&mut out, array, places, dim)?;
     Ok(out)
 }
 
 fn gather_into<E: Element, I: Copy + TryInto<usize>>(
-    out: &mut Vec<E>,
+    out: &mut [E],
     array: &Array<E>,
     places: &[I],
     dim: usize,
 ) -> Result<()> {
-    for place in places {
+    for (out, place) in out.chunks_exact_mut(dim).zip(places) {
         // A number that is no usize is beyond every array, and reported as such.
-        out.extend_from_slice(row(array, (*place).try_into().unwrap_or(usize::MAX / dim - 1), dim)?);
+        out.copy_from_slice(row(array, (*place).try_into().unwrap_or(usize::MAX / dim - 1), dim)?);
     }
     Ok(())
 }
 
 fn gather_all<E: Element>(array: &Array<E>, order: &[u32], dim: usize, control: &Control) -> Result<Array<E>> {
-    let mut out = Vec::with_capacity(order.len() * dim);
-    for part in order.chunks(GATHER) {
+    let mut out = Lined::zeroed(order.len() * dim);
+    for (out, part) in out.chunks_mut(GATHER * dim).zip(order.chunks(GATHER)) {
         control.check()?;
-        gather_into(&mut out, array, part, dim)?;
+        gather_into(out, array, part, dim)?;
         control.add(part.len() as u64);
     }
-    Ok(Array::from_vec(out))
+    Ok(Array::in_memory(out))
 }
