@@ -89,6 +89,7 @@ def registry() -> dict[str, type[Peer]]:
         peers_captree.Approximate,
         peers_products.NumpyProduct,
         peers_products.TorchProduct,
+        peers_products.NumpyInt8,
         peers_products.TorchInt8,
         peers_products.PermutedScan,
         peers_indexes.FaissFlat,

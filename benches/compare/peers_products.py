@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benches.compare.peers import Bounds, Floats, Peer, Rows, Unsupported, draw_from, load
 
@@ -11,16 +12,19 @@ BLOCK = 16_384
 SCAN_BLOCK = 4096
 
 
-class NumpyProduct(Peer):
-    name = "numpy"
+class NumpyPeer(Peer):
     module = "threadpoolctl"
     install = "numpy threadpoolctl"
-    note = "float32 product in blocks, compare, sum; rows within rounding of the bound may be wrong"
 
     def setup(self) -> None:
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(self.threads)
+
+
+class NumpyProduct(NumpyPeer):
+    name = "numpy"
+    note = "float32 product in blocks, compare, sum; rows within rounding of the bound may be wrong"
 
     def build(self, vectors: Path) -> None:
         self.vectors: Floats = load(vectors)
@@ -59,6 +63,31 @@ class NumpyProduct(Peer):
             keep = np.argsort(-best, axis=1, kind="stable")[:, :k]
             best, rows = np.take_along_axis(best, keep, axis=1), np.take_along_axis(rows, keep, axis=1)
         return rows
+
+
+def quantized(vectors: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Codes of 8 bits, and each row's scale."""
+    scale = np.abs(vectors).max(axis=1, keepdims=True) / 127
+    return np.rint(vectors / scale).astype(np.int8), scale[:, 0]
+
+
+class NumpyInt8(NumpyPeer):
+    name = "numpy-int8"
+    note = "one 8-bit scale per row; codes cast block by block: numpy has no fast product of integers; approximate"
+
+    def build(self, vectors: Path) -> None:
+        self.codes, self.scales = quantized(load(vectors))
+
+    def count(self, centers: Floats, bounds: Bounds) -> Rows:
+        codes, scales = quantized(centers)
+        # Up to 1,040 dims float32 holds sums of such products exactly: they stay below 2^24.
+        asked, least = codes.T.astype(np.float32), (1.0 - bounds).astype(np.float32) / scales
+        total = np.zeros(len(centers), dtype=np.int64)
+        for start in range(0, len(self.codes), BLOCK):
+            part = slice(start, start + BLOCK)
+            whole = self.codes[part].astype(np.float32) @ asked
+            total += (whole * self.scales[part, None] >= least).sum(axis=0)
+        return total
 
 
 class TorchProduct(Peer):
@@ -123,16 +152,11 @@ class TorchInt8(Peer):
 
     def build(self, vectors: Path) -> None:
         self.codes: Any
-        self.codes, self.scales = self._quantize(load(vectors))
-
-    def _quantize(self, vectors: Floats) -> tuple[Any, Any]:
-        scale = np.abs(vectors).max(axis=1, keepdims=True) / 127
-        codes = np.rint(vectors / scale).astype(np.int8)
-        return self.torch.from_numpy(codes), self.torch.from_numpy(scale[:, 0])
+        self.codes, self.scales = map(self.torch.from_numpy, quantized(load(vectors)))
 
     def count(self, centers: Floats, bounds: Bounds) -> Rows:
         least = self.torch.from_numpy((1.0 - bounds).astype(np.float32))[:, None]
-        codes, scales = self._quantize(centers)
+        codes, scales = map(self.torch.from_numpy, quantized(centers))
         total = np.zeros(len(centers), dtype=np.int64)
         for start in range(0, len(self.codes), BLOCK):
             part = slice(start, start + BLOCK)
