@@ -35,9 +35,9 @@ pub(crate) struct Lined<T> {
 impl<T: Pod> Lined<T> {
     /// So many zeros.
     pub fn zeroed(len: usize) -> Self {
-        let mut out = Lined::default();
-        out.resize(len);
-        out
+        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        // What the system hands out is zero already: large ones are not written here.
+        Lined { lines: bytemuck::zeroed_vec(lines), len, of: PhantomData }
     }
 
     /// So many copies of a value.

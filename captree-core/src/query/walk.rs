@@ -250,6 +250,8 @@ struct Found {
     open: u8,
 }
 
+const _: () = assert!(TILES_TOGETHER <= u8::BITS as usize);
+
 impl Found {
     #[inline(always)]
     fn set(&mut self, slot: usize, decision: Decision) {

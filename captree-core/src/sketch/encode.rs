@@ -88,7 +88,7 @@ impl Sketch {
     ) -> Result<Self> {
         let (bytes, wide, tiles) = (padded(basis.widths.second), wide_bytes(basis.widths), n.div_ceil(TILE));
         let mut row_codes = Lined::filled(tiles * TILE * bytes, 128u8);
-        let mut row_terms = Lined::filled(tiles * TERMS, 0.0f32);
+        let mut row_terms = Lined::<f32>::zeroed(tiles * TERMS);
         let mut wide_codes = Lined::filled(n * wide, 128u8);
         let means: Vec<Own> = row_codes
             .par_chunks_mut(TASK * bytes)
