@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::HashMap;
 
-use captree_core::{Caps, Control, SampleOptions, SearchOptions, Threads, Tree};
+use captree_core::{Call, Caps, SampleOptions, SearchOptions, Tree};
 use common::{Expected, Workload, checksum, folder, workloads};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -17,8 +17,7 @@ struct Bench<'a> {
     tree: &'a Tree,
     centers: Vec<f32>,
     bounds: Vec<f64>,
-    threads: &'a Threads,
-    control: Control,
+    call: Call,
 }
 
 impl Bench<'_> {
@@ -27,7 +26,7 @@ impl Bench<'_> {
     }
 
     fn count(&self, caps: &Caps<'_>) -> Vec<i64> {
-        self.tree.count(caps, self.threads, &self.control).expect("count")
+        self.tree.count(caps, &self.call).expect("count")
     }
 
     fn count_one_by_one(&self) -> Vec<i64> {
@@ -38,22 +37,22 @@ impl Bench<'_> {
 
     fn search(&self) -> (Vec<i64>, Vec<i64>) {
         let caps = self.caps();
-        let found = self.tree.search(&caps, SearchOptions::default(), self.threads, &self.control).expect("search");
+        let found = self.tree.search(&caps, SearchOptions::default(), &self.call).expect("search");
         (found.offsets, found.rows)
     }
 
     fn nearest(&self) -> Vec<i64> {
         let queries = &self.centers[..self.centers.len().min(NEAREST_QUERIES * self.tree.dim())];
-        self.tree.nearest(queries, self.workload.k, self.threads, &self.control).expect("nearest").rows
+        self.tree.nearest(queries, self.workload.k, &self.call).expect("nearest").rows
     }
 
     fn sample(&self, approximate: bool) -> Vec<i64> {
         let options = SampleOptions { k: self.workload.k, replace: true, seed: 1 };
-        let (caps, threads, control) = (self.caps(), self.threads, &self.control);
+        let (caps, call) = (self.caps(), &self.call);
         if approximate {
-            self.tree.sample_approximate(&caps, options, DENSITY_SAMPLES, threads, control)
+            self.tree.sample_approximate(&caps, options, DENSITY_SAMPLES, call)
         } else {
-            self.tree.sample(&caps, options, threads, control)
+            self.tree.sample(&caps, options, call)
         }
         .expect("sample")
     }
@@ -95,7 +94,6 @@ impl Bench<'_> {
 }
 
 fn queries(criterion: &mut Criterion) {
-    let threads = Threads::new(None).expect("threads");
     let listed = workloads();
     let mut trees: HashMap<&str, Tree> = HashMap::new();
     for workload in &listed {
@@ -103,7 +101,7 @@ fn queries(criterion: &mut Criterion) {
             .entry(&workload.tree)
             .or_insert_with(|| Tree::open(&folder().join(&workload.tree)).expect("a tree that benches.prepare made"));
         let (centers, bounds) = workload.caps();
-        let bench = Bench { workload, tree, centers, bounds, threads: &threads, control: Control::default() };
+        let bench = Bench { workload, tree, centers, bounds, call: Call::new(None).expect("threads") };
         bench.check();
         let mut group = criterion.benchmark_group("queries");
         group.sample_size(10).throughput(Throughput::Elements(bench.bounds.len() as u64));

@@ -1,11 +1,16 @@
-//! Progress and cancellation of long work, shared between the worker threads and whoever waits for them.
+//! What every long call is given: threads to work on, and a side channel for progress and cancellation.
 
-use std::sync::Mutex;
+use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::error::{Error, Result};
 
-/// A long call's side channel: workers report progress and ask whether to stop; the caller polls.
+/// Most threads a caller may ask for: a typo must not exhaust the machine.
+pub const MAX_THREADS: usize = 4096;
+
+/// Progress and cancellation: workers report progress and ask whether to stop; the caller polls.
 #[derive(Debug, Default)]
 pub struct Control {
     cancelled: AtomicBool,
@@ -41,5 +46,73 @@ impl Control {
     pub fn snapshot(&self) -> (String, u64, u64) {
         let phase = self.phase.lock().unwrap_or_else(|e| e.into_inner()).clone();
         (phase, self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+}
+
+/// One call of the library: the threads it may use, and its [`Control`]. Answers never depend on the number of threads.
+pub struct Call {
+    pool: Arc<rayon::ThreadPool>,
+    control: Control,
+}
+
+impl Call {
+    /// With `threads` threads, or one per core. Errors: [`Error::InvalidParameter`] for 0 or more than [`MAX_THREADS`].
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(Error::InvalidParameter(format!(
+                "expected threads between 1 and {MAX_THREADS}, got {threads}"
+            )));
+        }
+        Ok(Call { pool: pool(threads)?, control: Control::default() })
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `work` inside the pool, so that rayon's parallel iterators use it.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+}
+
+impl Deref for Call {
+    type Target = Control;
+
+    fn deref(&self) -> &Control {
+        &self.control
+    }
+}
+
+/// The pool of a size, made when first asked for. A forked child inherits the map but none of the threads, so pools are kept
+/// per process.
+fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
+    type Pools = HashMap<(u32, usize), Arc<rayon::ThreadPool>>;
+    static POOLS: OnceLock<Mutex<Pools>> = OnceLock::new();
+    let mut pools = POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
+    let key = (std::process::id(), threads);
+    if let Some(found) = pools.get(&key) {
+        return Ok(found.clone());
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("captree-{i}"))
+        .build()
+        .map_err(|e| Error::io(format!("starting {threads} threads"), std::io::Error::other(e)))?;
+    Ok(pools.entry(key).or_insert(Arc::new(pool)).clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_have_the_size_asked_for() {
+        assert_eq!(Call::new(Some(3)).unwrap().run(rayon::current_num_threads), 3);
+        assert!(matches!(Call::new(Some(0)), Err(Error::InvalidParameter(_))));
+        assert!(matches!(Call::new(Some(MAX_THREADS + 1)), Err(Error::InvalidParameter(_))));
+        assert!(Call::new(None).unwrap().threads() >= 1);
     }
 }

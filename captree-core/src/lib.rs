@@ -11,15 +11,15 @@
 //! ```
 //!
 //! ```
-//! use captree_core::{Batch, Caps, Control, Ingest, Params, Storage, Threads, Tree};
+//! use captree_core::{Batch, Call, Caps, Ingest, Params, Storage, Tree};
 //!
 //! # fn main() -> captree_core::Result<()> {
-//! let (threads, control) = (Threads::new(None)?, Control::default());
+//! let call = Call::new(None)?;
 //! let mut ingest = Ingest::new(Storage::Float32, false);
-//! ingest.push(Batch::F32(&[1.0, 0.0, 0.0, 1.0, -1.0, 0.0]), 2, &threads)?;
-//! let tree = Tree::build(ingest.finish()?, &Params::new(64, None, 0)?, None, &threads, &control)?;
+//! ingest.push(Batch::F32(&[1.0, 0.0, 0.0, 1.0, -1.0, 0.0]), 2, &call)?;
+//! let tree = Tree::build(ingest.finish()?, &Params::new(64, None, 0)?, None, &call)?;
 //! let caps = Caps::new(2, &[1.0, 0.0], &[1.0])?;
-//! assert_eq!(tree.count(&caps, &threads, &control)?, [2]);
+//! assert_eq!(tree.count(&caps, &call)?, [2]);
 //! # Ok(())
 //! # }
 //! ```
@@ -42,7 +42,6 @@ mod sketch;
 pub mod store;
 #[cfg(test)]
 mod tests;
-mod threads;
 mod tree;
 mod vectors;
 
@@ -50,12 +49,11 @@ mod vectors;
 pub use ablation::{Parts, Tally};
 pub use build::{Batch, DEFAULT_LEAF_SIZE, Ingest, MAX_DIM, MAX_ROWS, Params, Rows};
 pub use caps::Caps;
-pub use control::Control;
+pub use control::{Call, Control, MAX_THREADS};
 pub use distance::Kernels;
 pub use element::Storage;
 pub use error::{Error, Result};
 pub use query::{Estimate, Nearest, RangeResult, SearchOptions};
 pub use sample::SampleOptions;
-pub use threads::Threads;
 pub use tree::{NodeRecord, Stats, Tree};
 pub use vectors::{NormRange, Precision, Vectors};

@@ -4,8 +4,7 @@ use proptest::prelude::*;
 
 use crate::distance::Kernels;
 use crate::{
-    Batch, Caps, Control, Error, Ingest, Params, RangeResult, SampleOptions, SearchOptions, Storage, Threads, Tree,
-    exact,
+    Batch, Call, Caps, Error, Ingest, Params, RangeResult, SampleOptions, SearchOptions, Storage, Tree, exact,
 };
 
 /// Unit rows of `dim` dims: clusters of equal, near and opposite rows.
@@ -36,10 +35,10 @@ fn rows() -> impl Strategy<Value = (usize, Vec<f32>)> {
     })
 }
 
-fn build(rows: &[f32], dim: usize, storage: Storage, params: Params, threads: &Threads) -> Tree {
+fn build(rows: &[f32], dim: usize, storage: Storage, params: Params, call: &Call) -> Tree {
     let mut ingest = Ingest::new(storage, false);
-    ingest.push(Batch::F32(rows), dim, threads).unwrap();
-    Tree::build(ingest.finish().unwrap(), &params, None, threads, &Control::default()).unwrap()
+    ingest.push(Batch::F32(rows), dim, call).unwrap();
+    Tree::build(ingest.finish().unwrap(), &params, None, call).unwrap()
 }
 
 /// The stored rows, widened.
@@ -74,9 +73,9 @@ proptest! {
         picks in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), -1i64..2), 1..9),
     ) {
         let storage = if half { Storage::Float16 } else { Storage::Float32 };
-        let (one, two, control) = (Threads::new(Some(1)).unwrap(), Threads::new(Some(2)).unwrap(), Control::default());
+        let (one, two) = (Call::new(Some(1)).unwrap(), Call::new(Some(2)).unwrap());
         let tree = build(&rows, dim, storage, Params::new(fanout, Some(leaf_size), 5).unwrap(), &two);
-        tree.verify(&two, &control).unwrap();
+        tree.verify(&two).unwrap();
         prop_assert!(tree.nodes() == build(&rows, dim, storage, Params::new(fanout, Some(leaf_size), 5).unwrap(), &one).nodes());
         let stored = stored(&tree);
         // Centers are rows as they came in; bounds are the distance of some row, or one ulp to either side.
@@ -92,20 +91,20 @@ proptest! {
         let want: Vec<_> = (0..caps.len()).map(|i| oracle(&stored, caps.center(i), bounds[i])).collect();
 
         let counts: Vec<i64> = want.iter().map(|w| w.len() as i64).collect();
-        prop_assert_eq!(&tree.count(&caps, &two, &control).unwrap(), &counts);
+        prop_assert_eq!(&tree.count(&caps, &two).unwrap(), &counts);
 
         let options = SearchOptions { sort: true, limit: None };
-        let found = tree.search(&caps, options, &two, &control).unwrap();
+        let found = tree.search(&caps, options, &two).unwrap();
         let expected = RangeResult {
             offsets: counts.iter().scan(0, |sum, c| { *sum += c; Some(*sum) }).fold(vec![0], |mut o, s| { o.push(s); o }),
             rows: want.iter().flatten().map(|f| f.1).collect(),
             distances: want.iter().flatten().map(|f| f.0).collect(),
         };
         prop_assert_eq!(&found, &expected);
-        let some = tree.search(&caps, SearchOptions { sort: true, limit: Some(3) }, &one, &control).unwrap();
+        let some = tree.search(&caps, SearchOptions { sort: true, limit: Some(3) }, &one).unwrap();
         prop_assert_eq!(some.rows, want.iter().flat_map(|w| w.iter().take(3)).map(|f| f.1).collect::<Vec<_>>());
 
-        let nearest = tree.nearest(&centers, 4, &two, &control).unwrap();
+        let nearest = tree.nearest(&centers, 4, &two).unwrap();
         for (i, got) in nearest.rows.chunks_exact(4).enumerate() {
             let all = oracle(&stored, caps.center(i), 4.0);
             let expected: Vec<i64> = (0..4).map(|j| all.get(j).map_or(-1, |f| f.1)).collect();
@@ -114,8 +113,8 @@ proptest! {
 
         for replace in [true, false] {
             let options = SampleOptions { k: 5, replace, seed: 11 };
-            let drawn = tree.sample(&caps, options, &two, &control).unwrap();
-            prop_assert_eq!(&drawn, &tree.sample(&caps, options, &one, &control).unwrap());
+            let drawn = tree.sample(&caps, options, &two).unwrap();
+            prop_assert_eq!(&drawn, &tree.sample(&caps, options, &one).unwrap());
             for (i, got) in drawn.chunks_exact(5).enumerate() {
                 let real: Vec<i64> = got.iter().copied().filter(|r| *r >= 0).collect();
                 let expected = if replace && counts[i] > 0 { 5 } else { counts[i].min(5) };
@@ -126,7 +125,7 @@ proptest! {
                 }
             }
         }
-        let rough = tree.estimate(&caps, 64, 0.99, 3, &two, &control).unwrap();
+        let rough = tree.estimate(&caps, 64, 0.99, 3, &two).unwrap();
         prop_assert!((0..caps.len()).all(|i| rough.low[i] <= rough.high[i] && rough.high[i] <= stored.len() as i64));
     }
 }
@@ -141,14 +140,14 @@ fn draws_are_uniform_whichever_way_they_are_made() {
             [angle.cos() as f32, angle.sin() as f32]
         })
         .collect();
-    let (threads, control) = (Threads::new(Some(2)).unwrap(), Control::default());
-    let tree = build(&rows, 2, Storage::Float32, Params::new(8, Some(64), 1).unwrap(), &threads);
+    let call = Call::new(Some(2)).unwrap();
+    let tree = build(&rows, 2, Storage::Float32, Params::new(8, Some(64), 1).unwrap(), &call);
     let center = [1.0f32, 0.0];
     for bound in [1.0, 1e-2, 1e-4] {
         let (centers, bounds) = (center.repeat(20_000), vec![bound; 20_000]);
         let caps = Caps::new(2, &centers, &bounds).unwrap();
-        let inside = tree.count(&Caps::new(2, &center, &[bound]).unwrap(), &threads, &control).unwrap()[0];
-        let drawn = tree.sample(&caps, SampleOptions { k: 1, replace: true, seed: 7 }, &threads, &control).unwrap();
+        let inside = tree.count(&Caps::new(2, &center, &[bound]).unwrap(), &call).unwrap()[0];
+        let drawn = tree.sample(&caps, SampleOptions { k: 1, replace: true, seed: 7 }, &call).unwrap();
         let mut seen = std::collections::HashMap::new();
         drawn.iter().for_each(|r| *seen.entry(*r).or_insert(0.0) += 1.0);
         let expected = 20_000.0 / inside as f64;
@@ -167,16 +166,16 @@ fn many_draws_of_many_caps_are_uniform_around_their_centers() {
     let (n, reach, k) = (40_000i64, 200i64, 8);
     let angle = |i: f64| std::f64::consts::TAU * i / n as f64;
     let rows: Vec<f32> = (0..n).flat_map(|i| [angle(i as f64).cos() as f32, angle(i as f64).sin() as f32]).collect();
-    let (threads, control) = (Threads::new(Some(2)).unwrap(), Control::default());
-    let tree = build(&rows, 2, Storage::Float32, Params::new(8, Some(64), 1).unwrap(), &threads);
+    let call = Call::new(Some(2)).unwrap();
+    let tree = build(&rows, 2, Storage::Float32, Params::new(8, Some(64), 1).unwrap(), &call);
     let middles: Vec<i64> = (0..4000).map(|i| i * 10).collect();
     let centers: Vec<f32> = middles.iter().flat_map(|i| rows[2 * *i as usize..][..2].to_vec()).collect();
     let bounds = vec![1.0 - angle(reach as f64 + 0.5).cos(); middles.len()];
     let caps = Caps::new(2, &centers, &bounds).unwrap();
     let inside = 2 * reach + 1;
-    assert!(tree.count(&caps, &threads, &control).unwrap().iter().all(|count| *count == inside));
+    assert!(tree.count(&caps, &call).unwrap().iter().all(|count| *count == inside));
     for replace in [true, false] {
-        let drawn = tree.sample(&caps, SampleOptions { k, replace, seed: 5 }, &threads, &control).unwrap();
+        let drawn = tree.sample(&caps, SampleOptions { k, replace, seed: 5 }, &call).unwrap();
         let mut seen = vec![0.0; inside as usize];
         for (middle, rows) in middles.iter().zip(drawn.chunks_exact(k)) {
             rows.iter().for_each(|row| seen[((row - middle + reach).rem_euclid(n)) as usize] += 1.0);
@@ -196,47 +195,46 @@ fn trees_on_disk_answer_alike_and_bad_arguments_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tree");
     let rows: Vec<f32> = (0..500).flat_map(|i| [(f64::from(i)).cos() as f32, (f64::from(i)).sin() as f32]).collect();
-    let (threads, control) = (Threads::new(Some(2)).unwrap(), Control::default());
-    let tree = build(&rows, 2, Storage::Float16, Params::new(4, Some(16), 1).unwrap(), &threads);
-    tree.save(&path, &threads, &control).unwrap();
+    let call = Call::new(Some(2)).unwrap();
+    let tree = build(&rows, 2, Storage::Float16, Params::new(4, Some(16), 1).unwrap(), &call);
+    tree.save(&path, &call).unwrap();
     let opened = Tree::open(&path).unwrap();
-    opened.verify(&threads, &control).unwrap();
+    opened.verify(&call).unwrap();
     let caps = Caps::new(2, &[1.0, 0.0], &[0.3]).unwrap();
-    let count = |tree: &Tree| tree.count(&caps, &threads, &control).unwrap();
+    let count = |tree: &Tree| tree.count(&caps, &call).unwrap();
     assert_eq!(count(&tree), count(&opened));
     assert_eq!(tree.stats().unwrap().nodes, opened.stats().unwrap().nodes);
 
     let wrong = Caps::new(3, &[1.0, 0.0, 0.0], &[0.3]).unwrap();
-    assert_eq!(tree.count(&wrong, &threads, &control).unwrap_err().to_string(), "expected caps of dim 2, got 3");
-    assert!(matches!(tree.nearest(&[1.0, 0.0], 0, &threads, &control), Err(Error::InvalidParameter(_))));
+    assert_eq!(tree.count(&wrong, &call).unwrap_err().to_string(), "expected caps of dim 2, got 3");
+    assert!(matches!(tree.nearest(&[1.0, 0.0], 0, &call), Err(Error::InvalidParameter(_))));
     assert!(matches!(tree.take_f16(&[500]), Err(Error::RowOutOfRange(_))));
     assert!(matches!(tree.take_f32(&[0]), Err(Error::InvalidParameter(_))));
     assert!(matches!(tree.node_rows(10_000), Err(Error::RowOutOfRange(_))));
     let huge = SampleOptions { k: usize::MAX / 2, replace: true, seed: 0 };
-    assert!(matches!(tree.sample(&caps, huge, &threads, &control), Err(Error::MemoryLimit(_))));
-    control.cancel();
-    assert!(matches!(tree.count(&caps, &threads, &control), Err(Error::Interrupted)));
+    assert!(matches!(tree.sample(&caps, huge, &call), Err(Error::MemoryLimit(_))));
+    call.cancel();
+    assert!(matches!(tree.count(&caps, &call), Err(Error::Interrupted)));
 }
 
 #[test]
 fn progress_ends_at_its_total() {
     let rows: Vec<f32> =
         (0..20_000).flat_map(|i| [(f64::from(i) * 1e-4).cos() as f32, (f64::from(i) * 1e-4).sin() as f32]).collect();
-    let threads = Threads::new(Some(2)).unwrap();
-    let tree = build(&rows, 2, Storage::Float32, Params::new(8, Some(64), 1).unwrap(), &threads);
+    let call = Call::new(Some(2)).unwrap();
+    let tree = build(&rows, 2, Storage::Float32, Params::new(8, Some(64), 1).unwrap(), &call);
     // More caps than are walked together.
     let centers: Vec<f32> = rows[..2 * 5000].to_vec();
     let bounds: Vec<f64> = (0..5000).map(|i| 1e-9 * f64::from(i)).collect();
     let caps = Caps::new(2, &centers, &bounds).unwrap();
-    let ends = |control: &Control| {
-        let (phase, done, total) = control.snapshot();
+    let ends = |call: &Call| {
+        let (phase, done, total) = call.snapshot();
         assert!(done == total && total > 0, "{phase}: {done} of {total}");
     };
-    let control = Control::default();
-    tree.count(&caps, &threads, &control).unwrap();
-    ends(&control);
-    tree.search(&caps, SearchOptions::default(), &threads, &control).unwrap();
-    ends(&control);
-    tree.sample(&caps, SampleOptions { k: 1, replace: true, seed: 0 }, &threads, &control).unwrap();
-    ends(&control);
+    tree.count(&caps, &call).unwrap();
+    ends(&call);
+    tree.search(&caps, SearchOptions::default(), &call).unwrap();
+    ends(&call);
+    tree.sample(&caps, SampleOptions { k: 1, replace: true, seed: 0 }, &call).unwrap();
+    ends(&call);
 }

@@ -4,12 +4,12 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::MAX_DIM;
+use crate::control::Call;
 use crate::element::Storage;
 use crate::error::{Error, Result};
 use crate::memory::Lined;
 use crate::sketch::sketch_bytes;
 use crate::store::Array;
-use crate::threads::Threads;
 use crate::vectors::{NormRange, Precision, Vectors, norm};
 
 /// Rows of one input batch, row by row.
@@ -163,7 +163,7 @@ impl Ingest {
     ///
     /// Bad rows are counted, and reported by [`Ingest::finish`], so that the error can tell how many there are in all.
     /// Errors: [`Error::InvalidVectors`] if `dim` differs from the batches before, [`Error::MemoryLimit`].
-    pub fn push(&mut self, batch: Batch<'_>, dim: usize, threads: &Threads) -> Result<()> {
+    pub fn push(&mut self, batch: Batch<'_>, dim: usize, call: &Call) -> Result<()> {
         let expected = *self.dim.get_or_insert(dim);
         if dim == 0 || dim > MAX_DIM || dim != expected || !batch.len().is_multiple_of(dim) {
             let expected = match expected {
@@ -180,7 +180,7 @@ impl Ingest {
             Stored::F32(v) => v.resize(start + batch.len()),
         }
         let (normalize, tolerance) = (self.normalize, batch.precision().tolerance());
-        let reports = threads.run(|| match (&mut self.stored, batch) {
+        let reports = call.run(|| match (&mut self.stored, batch) {
             (Stored::F16(to), Batch::F16(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
             (Stored::F16(to), Batch::BF16(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
             (Stored::F16(to), Batch::F32(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
@@ -365,7 +365,7 @@ mod tests {
 
     fn ingest(batch: Batch<'_>, dim: usize, normalize: bool) -> Result<Rows> {
         let mut ingest = Ingest::new(Storage::Float16, normalize);
-        ingest.push(batch, dim, &Threads::new(Some(2)).unwrap())?;
+        ingest.push(batch, dim, &Call::new(Some(2)).unwrap())?;
         ingest.finish()
     }
 
@@ -412,12 +412,12 @@ mod tests {
 
     #[test]
     fn a_memory_limit_stops_rows_as_they_come() {
-        let threads = Threads::new(Some(1)).unwrap();
+        let call = Call::new(Some(1)).unwrap();
         let mut ingest = Ingest::new(Storage::Float32, false);
         ingest.limit_memory(2000, true);
-        ingest.push(Batch::F32(&[1.0, 0.0]), 2, &threads).unwrap();
+        ingest.push(Batch::F32(&[1.0, 0.0]), 2, &call).unwrap();
         let rows: Vec<f32> = [1.0, 0.0].repeat(100);
-        let error = ingest.push(Batch::F32(&rows), 2, &threads).err().unwrap();
+        let error = ingest.push(Batch::F32(&rows), 2, &call).err().unwrap();
         assert!(error.to_string().contains("for 101 rows of dim 2, got 2000"), "{error}");
     }
 
@@ -425,13 +425,13 @@ mod tests {
     fn no_rows_and_changing_dims_are_errors() {
         let empty = Ingest::new(Storage::Float32, false).finish().err().unwrap();
         assert!(empty.to_string().contains("at least one row"));
-        let threads = Threads::new(Some(1)).unwrap();
+        let call = Call::new(Some(1)).unwrap();
         let mut ingest = Ingest::new(Storage::Float32, false);
-        ingest.push(Batch::F32(&[1.0, 0.0]), 2, &threads).unwrap();
-        let error = ingest.push(Batch::F32(&[1.0, 0.0, 0.0]), 3, &threads).err().unwrap();
+        ingest.push(Batch::F32(&[1.0, 0.0]), 2, &call).unwrap();
+        let error = ingest.push(Batch::F32(&[1.0, 0.0, 0.0]), 3, &call).err().unwrap();
         assert!(error.to_string().contains("expected vectors of dim 2, got 3"));
         let long = vec![0.0f32; MAX_DIM + 1];
-        let error = Ingest::new(Storage::Float32, false).push(Batch::F32(&long), long.len(), &threads).err().unwrap();
+        let error = Ingest::new(Storage::Float32, false).push(Batch::F32(&long), long.len(), &call).err().unwrap();
         assert!(error.to_string().contains("expected vectors of dim 1 to 65536, got 65537"), "{error}");
     }
 }

@@ -12,7 +12,6 @@ use super::tree::Tree;
 use crate::build::{Batch, Ingest, Params};
 use crate::element::Storage;
 use crate::error::Error;
-use crate::threads::Threads;
 
 /// Collects rows and builds a tree of them.
 #[pyclass(frozen, module = "captree._core")]
@@ -50,10 +49,9 @@ impl Builder {
 
     #[pyo3(signature = (batch, bfloat16 = false))]
     fn push(&self, py: Python<'_>, batch: &Bound<'_, PyAny>, bfloat16: bool) -> PyResult<()> {
-        let threads = Threads::new(self.threads).map_err(|e| error(py, e))?;
         let mut guard = self.ingest.lock().unwrap_or_else(|e| e.into_inner());
         let ingest = guard.as_mut().ok_or_else(|| error(py, finished()))?;
-        let mut add = |batch: Batch<'_>, dim: usize| run(py, None, |_| ingest.push(batch, dim, &threads));
+        let mut add = |batch: Batch<'_>, dim: usize| run(py, self.threads, None, |call| ingest.push(batch, dim, call));
         if bfloat16 {
             let array: PyReadonlyArray2<'_, u16> = batch.extract()?;
             return add(Batch::BF16(bytemuck::cast_slice::<u16, bf16>(array.as_slice()?)), array.shape()[1]);
@@ -81,12 +79,13 @@ impl Builder {
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Tree> {
         let fail = |e| error(py, e);
-        let threads = Threads::new(threads.or(self.threads)).map_err(fail)?;
         let params = Params::new(fanout, leaf_size, seed).map_err(fail)?;
         let ingest = self.ingest.lock().unwrap_or_else(|e| e.into_inner()).take().ok_or_else(|| fail(finished()))?;
         let rows = ingest.finish().map_err(fail)?;
-        run(py, progress, |control| crate::tree::Tree::build(rows, &params, out.as_deref(), &threads, control))
-            .map(Tree::from)
+        run(py, threads.or(self.threads), progress, |call| {
+            crate::tree::Tree::build(rows, &params, out.as_deref(), call)
+        })
+        .map(Tree::from)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 
-use crate::control::Control;
+use crate::control::Call;
 use crate::error::{Error, Result};
 
 /// How often a waiting call looks at signals and reports progress.
@@ -22,37 +22,42 @@ pub(super) fn is_short(caps: usize, rows: usize, dim: usize) -> bool {
 }
 
 /// Runs short work on the calling thread, without the GIL.
-pub(super) fn run_short<R: Send>(py: Python<'_>, work: impl FnOnce(&Control) -> Result<R> + Send) -> PyResult<R> {
-    let result = py.detach(|| guarded(|| work(&Control::default())));
+pub(super) fn run_short<R: Send>(
+    py: Python<'_>,
+    threads: Option<usize>,
+    work: impl FnOnce(&Call) -> Result<R> + Send,
+) -> PyResult<R> {
+    let result = py.detach(|| guarded(|| work(&Call::new(threads)?)));
     result.map_err(|e| to_py(py, e))
 }
 
 /// Runs work on a thread of its own, without the GIL, while this one answers Ctrl-C and reports progress.
 pub(super) fn run<R: Send>(
     py: Python<'_>,
+    threads: Option<usize>,
     progress: Option<&Bound<'_, PyAny>>,
-    work: impl FnOnce(&Control) -> Result<R> + Send,
+    work: impl FnOnce(&Call) -> Result<R> + Send,
 ) -> PyResult<R> {
-    let control = Control::default();
+    let call = Call::new(threads).map_err(|e| error(py, e))?;
     let mut raised: Option<PyErr> = None;
     let result = std::thread::scope(|scope| {
         let (sender, mut receiver) = sync_channel(1);
         let worker = std::thread::Builder::new().name("captree-call".into()).spawn_scoped(scope, {
-            let control = &control;
+            let call = &call;
             move || {
                 // The receiver outlives this thread, so sending cannot fail.
-                let _ = sender.send(guarded(|| work(control)));
+                let _ = sender.send(guarded(|| work(call)));
             }
         });
         if let Err(e) = worker {
             return Err(Failure::Core(Error::io("starting a thread", e)));
         }
         let report = |raised: &mut Option<PyErr>| {
-            let called = progress.map_or(Ok(()), |callback| callback.call1(control.snapshot()).map(|_| ()));
+            let called = progress.map_or(Ok(()), |callback| callback.call1(call.snapshot()).map(|_| ()));
             if let Err(e) = py.check_signals().and(called)
                 && raised.is_none()
             {
-                control.cancel();
+                call.cancel();
                 *raised = Some(e);
             }
         };

@@ -12,12 +12,11 @@ use pyo3::types::PyDict;
 use super::run::{error, is_short, run, run_short};
 use crate::ablation::Parts;
 use crate::caps::Caps;
-use crate::control::Control;
+use crate::control::Call;
 use crate::element::Storage;
 use crate::error::{Error, Result};
 use crate::query::SearchOptions;
 use crate::sample::SampleOptions;
-use crate::threads::Threads;
 
 /// A tree of spherical caps.
 #[pyclass(frozen, module = "captree._core")]
@@ -42,18 +41,17 @@ impl Tree {
         centers: &Centers<'_>,
         bounds: &Bounds<'_>,
         threads: Option<usize>,
-        work: impl FnOnce(&crate::tree::Tree, &Caps<'_>, &Threads, &Control) -> Result<R> + Send,
+        query: impl FnOnce(&crate::tree::Tree, &Caps<'_>, &Call) -> Result<R> + Send,
     ) -> PyResult<R> {
         let (tree, dim) = (&*self.0, centers.shape()[1]);
         let (centers, bounds) = (centers.as_slice()?, bounds.as_slice()?);
         let short = is_short(bounds.len(), tree.len(), tree.dim());
-        let call = |control: &Control| {
-            let threads = Threads::new(threads)?;
+        let work = |call: &Call| {
             // An empty batch may come without a dimension; it has an answer all the same.
             let caps = Caps::new(if bounds.is_empty() { tree.dim() } else { dim }, centers, bounds)?;
-            work(tree, &caps, &threads, control)
+            query(tree, &caps, call)
         };
-        if short { run_short(py, call) } else { run(py, None, call) }
+        if short { run_short(py, threads, work) } else { run(py, threads, None, work) }
     }
 }
 
@@ -69,7 +67,7 @@ fn table<T: numpy::Element>(py: Python<'_>, values: Vec<T>, columns: usize) -> P
 impl Tree {
     #[staticmethod]
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        run_short(py, |_| crate::tree::Tree::open(&path)).map(Tree::from)
+        run_short(py, None, |_| crate::tree::Tree::open(&path)).map(Tree::from)
     }
 
     #[getter]
@@ -100,8 +98,7 @@ impl Tree {
         bounds: Bounds<'py>,
         threads: Option<usize>,
     ) -> PyResult<Column<'py, i64>> {
-        let counts = self
-            .query(py, &centers, &bounds, threads, |tree, caps, threads, control| tree.count(caps, threads, control))?;
+        let counts = self.query(py, &centers, &bounds, threads, |tree, caps, call| tree.count(caps, call))?;
         Ok(counts.into_pyarray(py))
     }
 
@@ -115,9 +112,8 @@ impl Tree {
         parts: Vec<String>,
         threads: Option<usize>,
     ) -> PyResult<(Column<'py, i64>, Bound<'py, PyDict>)> {
-        let (counts, tally) = self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| {
-            tree.ablate(caps, Parts::named(&parts)?, threads, control)
-        })?;
+        let (counts, tally) = self
+            .query(py, &centers, &bounds, threads, |tree, caps, call| tree.ablate(caps, Parts::named(&parts)?, call))?;
         let decided = PyDict::new(py);
         for (part, pairs) in tally.decided() {
             decided.set_item(part, pairs)?;
@@ -137,9 +133,7 @@ impl Tree {
         threads: Option<usize>,
     ) -> PyResult<(Column<'py, i64>, Column<'py, i64>, Column<'py, f64>)> {
         let options = SearchOptions { sort, limit };
-        let found = self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| {
-            tree.search(caps, options, threads, control)
-        })?;
+        let found = self.query(py, &centers, &bounds, threads, |tree, caps, call| tree.search(caps, options, call))?;
         Ok((found.offsets.into_pyarray(py), found.rows.into_pyarray(py), found.distances.into_pyarray(py)))
     }
 
@@ -157,8 +151,9 @@ impl Tree {
             return Err(error(py, Error::InvalidCaps(message)));
         }
         let queries = queries.as_slice()?;
-        let call = |control: &Control| tree.nearest(queries, k, &Threads::new(threads)?, control);
-        let found = if is_short(rows, tree.len(), dim) { run_short(py, call) } else { run(py, None, call) }?;
+        let work = |call: &Call| tree.nearest(queries, k, call);
+        let found =
+            if is_short(rows, tree.len(), dim) { run_short(py, threads, work) } else { run(py, threads, None, work) }?;
         Ok((table(py, found.rows, k)?, table(py, found.distances, k)?))
     }
 
@@ -178,8 +173,9 @@ impl Tree {
         // A negative count is no usize; 0 is refused with the number of rows.
         let counts: Vec<usize> = counts.as_slice()?.iter().map(|k| usize::try_from(*k).unwrap_or(0)).collect();
         let centers = centers.as_slice()?;
-        let call = |control: &Control| tree.radius_for_count(centers, &counts, &Threads::new(threads)?, control);
-        let found = if is_short(rows, tree.len(), dim) { run_short(py, call) } else { run(py, None, call) }?;
+        let work = |call: &Call| tree.radius_for_count(centers, &counts, call);
+        let found =
+            if is_short(rows, tree.len(), dim) { run_short(py, threads, work) } else { run(py, threads, None, work) }?;
         Ok(found.into_pyarray(py))
     }
 
@@ -196,9 +192,7 @@ impl Tree {
         threads: Option<usize>,
     ) -> PyResult<Table<'py, i64>> {
         let options = SampleOptions { k, replace, seed };
-        let rows = self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| {
-            tree.sample(caps, options, threads, control)
-        })?;
+        let rows = self.query(py, &centers, &bounds, threads, |tree, caps, call| tree.sample(caps, options, call))?;
         table(py, rows, k)
     }
 
@@ -216,8 +210,8 @@ impl Tree {
         threads: Option<usize>,
     ) -> PyResult<Table<'py, i64>> {
         let options = SampleOptions { k, replace, seed };
-        let rows = self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| {
-            tree.sample_approximate(caps, options, density_samples, threads, control)
+        let rows = self.query(py, &centers, &bounds, threads, |tree, caps, call| {
+            tree.sample_approximate(caps, options, density_samples, call)
         })?;
         table(py, rows, k)
     }
@@ -234,8 +228,8 @@ impl Tree {
         seed: u64,
         threads: Option<usize>,
     ) -> PyResult<(Column<'py, f64>, Column<'py, i64>, Column<'py, i64>)> {
-        let found = self.query(py, &centers, &bounds, threads, |tree, caps, threads, control| {
-            tree.estimate(caps, samples, confidence, seed, threads, control)
+        let found = self.query(py, &centers, &bounds, threads, |tree, caps, call| {
+            tree.estimate(caps, samples, confidence, seed, call)
         })?;
         Ok((found.counts.into_pyarray(py), found.low.into_pyarray(py), found.high.into_pyarray(py)))
     }
@@ -244,11 +238,11 @@ impl Tree {
         let (tree, rows) = (&*self.0, rows.as_slice()?);
         match tree.storage() {
             Storage::Float16 => {
-                let values: Vec<f16> = run_short(py, |_| tree.take_f16(rows))?;
+                let values: Vec<f16> = run_short(py, None, |_| tree.take_f16(rows))?;
                 Ok(table(py, values, tree.dim())?.into_any())
             }
             Storage::Float32 => {
-                let values: Vec<f32> = run_short(py, |_| tree.take_f32(rows))?;
+                let values: Vec<f32> = run_short(py, None, |_| tree.take_f32(rows))?;
                 Ok(table(py, values, tree.dim())?.into_any())
             }
         }
@@ -268,17 +262,17 @@ impl Tree {
         out.set_item("children", short(|n| n.children))?;
         let bounds: Vec<f64> = nodes.iter().map(|n| n.max_cos_distance).collect();
         out.set_item("max_cos_distance", bounds.into_pyarray(py))?;
-        let centers = run_short(py, |_| self.0.centers().map(<[f32]>::to_vec))?;
+        let centers = run_short(py, None, |_| self.0.centers().map(<[f32]>::to_vec))?;
         out.set_item("center", table(py, centers, self.0.dim())?)?;
         Ok(out)
     }
 
     fn node_rows<'py>(&self, py: Python<'py>, node: usize) -> PyResult<Column<'py, i64>> {
-        Ok(run_short(py, |_| self.0.node_rows(node).map(<[i64]>::to_vec))?.into_pyarray(py))
+        Ok(run_short(py, None, |_| self.0.node_rows(node).map(<[i64]>::to_vec))?.into_pyarray(py))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (stats, out) = (run_short(py, |_| self.0.stats())?, PyDict::new(py));
+        let (stats, out) = (run_short(py, None, |_| self.0.stats())?, PyDict::new(py));
         out.set_item("rows", stats.rows)?;
         out.set_item("dim", stats.dim)?;
         out.set_item("storage", stats.storage)?;
@@ -302,11 +296,11 @@ impl Tree {
 
     #[pyo3(signature = (threads = None, progress = None))]
     fn verify(&self, py: Python<'_>, threads: Option<usize>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        run(py, progress, |control| self.0.verify(&Threads::new(threads)?, control))
+        run(py, threads, progress, |call| self.0.verify(call))
     }
 
     #[pyo3(signature = (path, progress = None))]
     fn save(&self, py: Python<'_>, path: PathBuf, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        run(py, progress, |control| self.0.save(&path, &Threads::new(None)?, control))
+        run(py, None, progress, |call| self.0.save(&path, call))
     }
 }

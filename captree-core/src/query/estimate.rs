@@ -4,11 +4,10 @@ use rayon::prelude::*;
 use statrs::distribution::{Beta, ContinuousCDF};
 
 use crate::caps::Caps;
-use crate::control::Control;
+use crate::control::Call;
 use crate::error::{Error, Result};
 use crate::rng::{Key, Purpose};
 use crate::sample::hits;
-use crate::threads::Threads;
 use crate::tree::Tree;
 
 /// Estimated numbers of rows inside caps.
@@ -37,8 +36,7 @@ impl Tree {
         samples: usize,
         confidence: f64,
         seed: u64,
-        threads: &Threads,
-        control: &Control,
+        call: &Call,
     ) -> Result<Estimate> {
         if samples == 0 {
             return Err(Error::InvalidParameter("expected samples of at least 1, got 0".into()));
@@ -47,7 +45,7 @@ impl Tree {
             return Err(Error::InvalidParameter(format!("expected confidence between 0 and 1, got {confidence}")));
         }
         if self.len() <= samples {
-            let counts = self.count(caps, threads, control)?;
+            let counts = self.count(caps, call)?;
             return Ok(Estimate {
                 counts: counts.iter().map(|c| *c as f64).collect(),
                 low: counts.clone(),
@@ -59,18 +57,18 @@ impl Tree {
         let positions: Vec<usize> = (0..samples).map(|_| stream.below(self.len() as u64) as usize).collect();
         let blocks: Vec<Vec<usize>> =
             (0..caps.len()).collect::<Vec<_>>().chunks(BLOCK).map(<[usize]>::to_vec).collect();
-        control.phase("estimate", blocks.len() as u64);
-        let hits: Vec<u64> = threads
+        call.phase("estimate", blocks.len() as u64);
+        let hits: Vec<u64> = call
             .run(|| {
                 blocks
                     .par_iter()
                     .map(|block| {
-                        control.check()?;
+                        call.check()?;
                         let mut counts = vec![0u64; block.len()];
                         hits(self, caps, block, &positions, |cap, _, mask| {
                             counts[cap] += u64::from(mask.count_ones())
                         })?;
-                        control.add(1);
+                        call.add(1);
                         Ok(counts)
                     })
                     .collect::<Result<Vec<_>>>()

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use super::walk::{bits_of, positions_of};
 use crate::caps::Caps;
-use crate::control::Control;
+use crate::control::{Call, Control};
 use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -25,7 +25,6 @@ use crate::exact;
 use crate::memory::filled;
 use crate::sketch::{Decision, Queries, Settling};
 use crate::store::Array;
-use crate::threads::Threads;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
@@ -84,13 +83,7 @@ impl Tree {
     /// Errors: [`Error::InvalidCaps`] for a wrong dimension or centers that are not unit, [`Error::InvalidParameter`] for a
     /// count that is not between 1 and the number of rows, what reading a tree on disk gives, and
     /// [`Error::Interrupted`].
-    pub fn radius_for_count(
-        &self,
-        centers: &[f32],
-        counts: &[usize],
-        threads: &Threads,
-        control: &Control,
-    ) -> Result<Vec<f64>> {
+    pub fn radius_for_count(&self, centers: &[f32], counts: &[usize], call: &Call) -> Result<Vec<f64>> {
         if let Some((i, k)) = counts.iter().enumerate().find(|(_, k)| **k == 0 || **k > self.len()) {
             return Err(Error::InvalidParameter(format!(
                 "expected counts between 1 and {}, got {k} for center {i}",
@@ -99,22 +92,22 @@ impl Tree {
         }
         let bounds = vec![2.0; counts.len()];
         let caps = Caps::new(self.dim, centers, &bounds)?;
-        control.phase("radius", counts.len() as u64);
+        call.phase("radius", counts.len() as u64);
         let size = (self.len() / SAMPLE_STEP).max(LEAST_SAMPLE).min(self.len());
         let sample: Vec<usize> = (0..size).map(|i| (i as u128 * self.len() as u128 / size as u128) as usize).collect();
         // A band is at most about this many rows wide, and a slack of as many again costs little.
         let width = 2 * self.len() / size * Band::margin(size / 2, size, 1.0) + TILE * TILE;
-        let fits = KEPT_BYTES / threads.count() / (width * size_of::<(f32, u32)>());
-        let block = counts.len().div_ceil(threads.count()).clamp(1, BLOCK.min(fits.max(1)));
+        let fits = KEPT_BYTES / call.threads() / (width * size_of::<(f32, u32)>());
+        let block = counts.len().div_ceil(call.threads()).clamp(1, BLOCK.min(fits.max(1)));
         let all: Vec<usize> = (0..counts.len()).collect();
-        let blocks: Vec<Vec<f64>> = threads.run(|| {
+        let blocks: Vec<Vec<f64>> = call.run(|| {
             with_elements!(&self.vectors, array => {
                 let search = Search {
                     tree: self,
                     array,
                     caps: &caps,
                     counts,
-                    control,
+                    control: call,
                     error: f32_error(self.dim),
                     sample: &sample,
                     limit: 2 * width,

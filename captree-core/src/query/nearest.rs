@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::walk::{bits_of, positions_of};
 use crate::caps::Caps;
-use crate::control::Control;
+use crate::control::{Call, Control};
 use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -15,7 +15,6 @@ use crate::exact;
 use crate::memory::filled;
 use crate::sketch::{Decision, Queries, Settling};
 use crate::store::Array;
-use crate::threads::Threads;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
@@ -95,7 +94,7 @@ impl Tree {
     ///
     /// Errors: [`Error::InvalidCaps`] for a wrong dimension or queries that are not unit, [`Error::InvalidParameter`]
     /// for `k` of 0, what reading a tree on disk gives, and [`Error::Interrupted`].
-    pub fn nearest(&self, queries: &[f32], k: usize, threads: &Threads, control: &Control) -> Result<Nearest> {
+    pub fn nearest(&self, queries: &[f32], k: usize, call: &Call) -> Result<Nearest> {
         if k == 0 {
             return Err(Error::InvalidParameter("expected k of at least 1, got 0".into()));
         }
@@ -103,15 +102,15 @@ impl Tree {
         let mut result = Nearest { rows: filled(count, k, -1)?, distances: filled(count, k, f64::INFINITY)? };
         let bounds = vec![2.0; count];
         let caps = Caps::new(self.dim, queries, &bounds)?;
-        control.phase("nearest", count as u64);
+        call.phase("nearest", count as u64);
         // Enough blocks for every thread, few enough that a block shares the codes it loads.
-        let block = count.div_ceil(threads.count()).clamp(1, BLOCK);
+        let block = count.div_ceil(call.threads()).clamp(1, BLOCK);
         let all: Vec<usize> = (0..count).collect();
         let (error, k_found) = (f32_error(self.dim), k.min(self.len()));
-        let best: Vec<Vec<Entry>> = threads
+        let best: Vec<Vec<Entry>> = call
             .run(|| {
                 with_elements!(&self.vectors, array => {
-                    let search = Search { tree: self, array, centers: self.centers()?, control, error, k: k_found };
+                    let search = Search { tree: self, array, centers: self.centers()?, control: call, error, k: k_found };
                     all.par_chunks(block).map(|q| search.block(&caps, q)).collect::<Result<Vec<_>>>()
                 })
             })?

@@ -4,11 +4,10 @@ use std::ops::Range;
 
 use super::walk::{BATCH, Sink, Walk, positions_of};
 use crate::caps::Caps;
-use crate::control::Control;
+use crate::control::Call;
 use crate::distance::Kernels;
 use crate::error::Result;
 use crate::exact;
-use crate::threads::Threads;
 use crate::tree::Tree;
 
 /// The rows inside each cap of a batch, in compressed sparse row form.
@@ -84,20 +83,14 @@ impl Tree {
     /// The rows inside each cap and their distances, exactly.
     ///
     /// Errors: as [`Tree::count`].
-    pub fn search(
-        &self,
-        caps: &Caps<'_>,
-        options: SearchOptions,
-        threads: &Threads,
-        control: &Control,
-    ) -> Result<RangeResult> {
+    pub fn search(&self, caps: &Caps<'_>, options: SearchOptions, call: &Call) -> Result<RangeResult> {
         self.check_dim(caps)?;
         let mut result = RangeResult { offsets: vec![0], ..RangeResult::default() };
         if options.limit == Some(0) {
             result.offsets.resize(caps.len() + 1, 0);
             return Ok(result);
         }
-        control.phase("search", Walk::units(self, caps.len()));
+        call.phase("search", Walk::units(self, caps.len()));
         let all: Vec<usize> = (0..caps.len()).collect();
         for batch in all.chunks(BATCH) {
             let sink = |block: &[usize]| Rows {
@@ -109,7 +102,7 @@ impl Tree {
                 wide: vec![0.0; self.dim],
             };
             for (size, mut parts) in
-                threads.run(|| Walk::new(self, caps, batch, control)?.run(sink, |caps| control.add(caps)))?
+                call.run(|| Walk::new(self, caps, batch, call)?.run(sink, |caps| call.add(caps)))?
             {
                 for i in 0..size {
                     let mut found: Vec<Found> =

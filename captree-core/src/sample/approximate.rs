@@ -7,13 +7,12 @@ use rayon::prelude::*;
 
 use super::{SampleOptions, hits, keys};
 use crate::caps::{Caps, Relation};
-use crate::control::Control;
+use crate::control::{Call, Control};
 use crate::distance::TILE;
 use crate::error::{Error, Result};
 use crate::memory::filled;
 use crate::query::{positions_of, relations};
 use crate::rng::{Key, Purpose, Stream};
-use crate::threads::Threads;
 use crate::tree::Tree;
 
 /// Caps that one task handles.
@@ -32,8 +31,7 @@ impl Tree {
         caps: &Caps<'_>,
         options: SampleOptions,
         density_samples: usize,
-        threads: &Threads,
-        control: &Control,
+        call: &Call,
     ) -> Result<Vec<i64>> {
         options.check()?;
         self.check_dim(caps)?;
@@ -51,13 +49,13 @@ impl Tree {
             .collect();
         let keys = keys(caps, Purpose::ApproximateDraws, options.seed);
         let all: Vec<usize> = (0..caps.len()).collect();
-        control.phase("sample", caps.len() as u64);
-        let drawn: Vec<Option<Vec<usize>>> = threads
+        call.phase("sample", caps.len() as u64);
+        let drawn: Vec<Option<Vec<usize>>> = call
             .run(|| {
                 all.par_chunks(BLOCK)
                     .map(|block| {
-                        let strata = self.strata(caps, block, parts.clone(), &samples, control)?;
-                        control.add(block.len() as u64);
+                        let strata = self.strata(caps, block, parts.clone(), &samples, call)?;
+                        call.add(block.len() as u64);
                         let draws = block.iter().zip(&strata).map(|(cap, s)| s.draw(&keys[*cap], &options, &samples));
                         Ok(draws.collect::<Vec<_>>())
                     })
@@ -71,7 +69,7 @@ impl Tree {
                 *row = self.rows.get(*position)?;
             }
         }
-        self.fall_back(caps, &drawn, &mut rows, options, threads, control)?;
+        self.fall_back(caps, &drawn, &mut rows, options, call)?;
         Ok(rows)
     }
 
@@ -82,13 +80,12 @@ impl Tree {
         drawn: &[Option<Vec<usize>>],
         rows: &mut [i64],
         options: SampleOptions,
-        threads: &Threads,
-        control: &Control,
+        call: &Call,
     ) -> Result<()> {
         let missed: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].is_none()).collect();
         let centers: Vec<f32> = missed.iter().flat_map(|c| caps.center(*c)).copied().collect();
         let bounds: Vec<f64> = missed.iter().map(|c| caps.bound(*c)).collect();
-        let exact = self.sample(&Caps::new(self.dim, &centers, &bounds)?, options, threads, control)?;
+        let exact = self.sample(&Caps::new(self.dim, &centers, &bounds)?, options, call)?;
         for (cap, found) in missed.iter().zip(exact.chunks_exact(options.k)) {
             rows[cap * options.k..(cap + 1) * options.k].copy_from_slice(found);
         }

@@ -22,14 +22,13 @@ use super::open::Open;
 use super::pilots::{Met, Pilots};
 use super::{SampleOptions, keys};
 use crate::caps::Caps;
-use crate::control::Control;
+use crate::control::Call;
 use crate::element::Element;
 use crate::error::Result;
 use crate::memory::filled;
 use crate::query::{BATCH, Decider, Sink, Walk, positions_of};
 use crate::rng::{Key, Purpose, Stream};
 use crate::store::Array;
-use crate::threads::Threads;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
@@ -55,34 +54,28 @@ impl Tree {
     /// -1 where the cap is empty or, without replacement, has no rows left.
     ///
     /// Errors: [`crate::error::Error::InvalidParameter`] for `k` of 0, and as [`Tree::count`].
-    pub fn sample(
-        &self,
-        caps: &Caps<'_>,
-        options: SampleOptions,
-        threads: &Threads,
-        control: &Control,
-    ) -> Result<Vec<i64>> {
+    pub fn sample(&self, caps: &Caps<'_>, options: SampleOptions, call: &Call) -> Result<Vec<i64>> {
         options.check()?;
         self.check_dim(caps)?;
         let mut rows = filled(caps.len(), options.k, -1)?;
         let keys = keys(caps, Purpose::ExactDraws, options.seed);
-        control.phase("sample", caps.len() as u64);
+        call.phase("sample", caps.len() as u64);
         let tries = |drawn: Drawn, cap: usize, streams: u64, open: &Open, before: Tried| {
-            control.check()?;
+            call.check()?;
             let key = (&keys[cap], streams);
             with_elements!(&self.vectors, a => self.tried(a, caps, cap, open, key, &options, drawn, before))
         };
         let all = Open::all(self);
-        let mut drawn: Vec<Drawn> = threads.run(|| {
+        let mut drawn: Vec<Drawn> = call.run(|| {
             let first = |cap| tries(Drawn::default(), cap, ANYWHERE, &all, Tried::default());
             (0..caps.len()).into_par_iter().map(first).collect::<Result<_>>()
         })?;
         let left: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].positions.len() < options.k).collect();
-        control.add((caps.len() - left.len()) as u64);
+        call.add((caps.len() - left.len()) as u64);
         let pilots = Pilots::of(self.len());
         for left in left.chunks(BATCH) {
-            let walk = threads.run(|| Walk::new(self, caps, left, control))?;
-            let longer: Vec<Drawn> = threads.run(|| {
+            let walk = call.run(|| Walk::new(self, caps, left, call))?;
+            let longer: Vec<Drawn> = call.run(|| {
                 let met = pilots.met(&walk)?;
                 // What a cap would try if all rows were open; many go straight to their lists.
                 let wanted = |(cap, met): (&usize, &Met)| {
@@ -104,12 +97,12 @@ impl Tree {
             })?;
             left.iter().zip(longer).for_each(|(cap, own)| drawn[*cap] = own);
             let needles: Vec<usize> = left.iter().copied().filter(|c| drawn[*c].positions.len() < options.k).collect();
-            control.add((left.len() - needles.len()) as u64);
+            call.add((left.len() - needles.len()) as u64);
             let expected: Vec<usize> = needles.iter().map(|c| drawn[*c].expected).collect();
             for range in batches(&expected) {
-                listed(&walk, left, &needles[range], threads, |cap, inside| {
+                listed(&walk, left, &needles[range], call, |cap, inside| {
                     by_rank(&mut drawn[cap].positions, inside, &keys[cap], &options);
-                    control.add(1);
+                    call.add(1);
                 })?;
             }
         }
@@ -241,11 +234,11 @@ fn listed(
     walk: &Walk<'_>,
     caps: &[usize],
     wanted: &[usize],
-    threads: &Threads,
+    call: &Call,
     mut each: impl FnMut(usize, &[u32]),
 ) -> Result<()> {
     let wanted: HashSet<usize> = wanted.iter().copied().collect();
-    let blocks = threads.run(|| walk.run(|block| Lists::of(block, &wanted), |_| ()))?;
+    let blocks = call.run(|| walk.run(|block| Lists::of(block, &wanted), |_| ()))?;
     let mut caps = caps.iter();
     for (size, parts) in blocks {
         for (i, cap) in caps.by_ref().take(size).enumerate().filter(|(_, cap)| wanted.contains(cap)) {

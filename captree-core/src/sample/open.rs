@@ -146,15 +146,15 @@ impl Asking<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Batch, Control, Ingest, Params, SearchOptions, Storage, Threads};
+    use crate::{Batch, Call, Ingest, Params, SearchOptions, Storage};
     use proptest::prelude::*;
 
     fn tree(rows: &[f32], dim: usize, fanout: usize) -> Tree {
-        let (threads, control) = (Threads::new(Some(1)).unwrap(), Control::default());
+        let call = Call::new(Some(1)).unwrap();
         let mut ingest = Ingest::new(Storage::Float32, true);
-        ingest.push(Batch::F32(rows), dim, &threads).unwrap();
+        ingest.push(Batch::F32(rows), dim, &call).unwrap();
         let params = Params::new(fanout, Some(4), 0).unwrap();
-        Tree::build(ingest.finish().unwrap(), &params, None, &threads, &control).unwrap()
+        Tree::build(ingest.finish().unwrap(), &params, None, &call).unwrap()
     }
 
     fn positions(open: &Open) -> Vec<usize> {
@@ -172,7 +172,7 @@ mod tests {
             let sign = |i: usize| if signs.rotate_left(i as u32 * 7) & 1 == 0 { 1.0 } else { -1.0 };
             let rows: Vec<f32> = rows[..rows.len() / dim * dim].iter().enumerate().map(|(i, x)| f32::from(*x) * sign(i)).collect();
             let tree = tree(&rows, dim, fanout);
-            let (threads, control) = (Threads::new(Some(1)).unwrap(), Control::default());
+            let call = Call::new(Some(1)).unwrap();
             let centers = tree.take_f32(&[0, 1, 2, 3]).unwrap();
             // The last bounds are where some node is only just excluded, or only just not.
             let some = (share * (tree.nodes.len() - 1) as f64) as usize + usize::from(tree.nodes.len() > 1);
@@ -188,7 +188,7 @@ mod tests {
                 for kernels in Kernels::available() {
                     prop_assert_eq!(&open, &Open::with(&kernels, &tree, &caps, &wanted).unwrap());
                 }
-                let found = tree.search(&caps, SearchOptions::default(), &threads, &control).unwrap();
+                let found = tree.search(&caps, SearchOptions::default(), &call).unwrap();
                 for (cap, open) in open.iter().enumerate() {
                     let positions = positions(open);
                     prop_assert!(positions.is_sorted_by(|a, b| a < b) && positions.iter().all(|p| *p < tree.len()));

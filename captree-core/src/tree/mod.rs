@@ -12,13 +12,12 @@ pub use stats::Stats;
 
 use crate::build::{Layout, Params, Rows, layout};
 use crate::caps::NodeAngle;
-use crate::control::Control;
+use crate::control::{Call, Control};
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
 use crate::memory::Lined;
 use crate::sketch::Sketch;
 use crate::store::Array;
-use crate::threads::Threads;
 use crate::vectors::{NormRange, Vectors, norm, row, with_elements};
 
 /// Rows that are gathered into tree order at a time.
@@ -55,17 +54,11 @@ impl Tree {
     /// Builds a tree in memory, or at `out`, where it is written to a temporary folder and renamed.
     ///
     /// Errors: [`Error::Interrupted`], [`Error::Io`], [`Error::InvalidParameter`].
-    pub fn build(
-        rows: Rows,
-        params: &Params,
-        out: Option<&Path>,
-        threads: &Threads,
-        control: &Control,
-    ) -> Result<Tree> {
-        threads.run(|| {
+    pub fn build(rows: Rows, params: &Params, out: Option<&Path>, call: &Call) -> Result<Tree> {
+        call.run(|| {
             // A path that cannot be written must fail now, not after the work.
             let writer = out.map(crate::store::FolderWriter::create).transpose()?;
-            let Layout { nodes, centers, order } = layout(&rows, params, control)?;
+            let Layout { nodes, centers, order } = layout(&rows, params, call)?;
             let n = order.len();
             let norms = Norms {
                 rows: rows.norms,
@@ -73,9 +66,9 @@ impl Tree {
             };
             let sketch = with_elements!(&rows.vectors, a => {
                 let at = |p: usize| row(a, order[p] as usize, rows.dim);
-                Sketch::build(&at, (n, rows.dim), params.seed, control)
+                Sketch::build(&at, (n, rows.dim), params.seed, call)
             })?;
-            control.phase("reorder", n as u64);
+            call.phase("reorder", n as u64);
             let mut positions = vec![0i64; n];
             order.iter().enumerate().for_each(|(p, r)| positions[*r as usize] = p as i64);
             let tree_rows: Vec<i64> = order.iter().map(|r| i64::from(*r)).collect();
@@ -88,14 +81,14 @@ impl Tree {
                     centers: &centers,
                     sketch: &sketch,
                 };
-                with_elements!(&rows.vectors, a => persist::write(writer, &meta, &arrays, n, control, |range| {
+                with_elements!(&rows.vectors, a => persist::write(writer, &meta, &arrays, n, call, |range| {
                     gather(a, &order[range], rows.dim)
                 }))?;
                 return Tree::open(out);
             }
             let vectors = match &rows.vectors {
-                Vectors::F16(a) => Vectors::F16(gather_all(a, &order, rows.dim, control)?),
-                Vectors::F32(a) => Vectors::F32(gather_all(a, &order, rows.dim, control)?),
+                Vectors::F16(a) => Vectors::F16(gather_all(a, &order, rows.dim, call)?),
+                Vectors::F32(a) => Vectors::F32(gather_all(a, &order, rows.dim, call)?),
             };
             let centers = Array::from_vec(centers);
             let (rows, positions) = (Array::from_vec(tree_rows), Array::from_vec(positions));

@@ -5,14 +5,13 @@ use std::path::Path;
 
 use super::{GATHER, NodeRecord, Norms, Tree};
 use crate::build::{MAX_DIM, Params, Rows};
-use crate::control::Control;
+use crate::control::{Call, Control};
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
 use crate::sketch::{
     Basis, Fold, LONGEST, MAX_PREFIX, MAX_STEP, Sketch, Steps, TERMS, TILE, Widths, padded, wide_bytes,
 };
 use crate::store::{Array, Folder, FolderWriter};
-use crate::threads::Threads;
 use crate::vectors::{NormRange, Precision, Vectors, row, with_elements};
 
 /// First format version with the sketches of today.
@@ -284,7 +283,7 @@ impl Tree {
     /// Writes the tree to `path`: to a temporary folder that is renamed when complete.
     ///
     /// Errors: [`Error::Io`], [`Error::InvalidParameter`] if something that is no tree lies there, and what reading gives.
-    pub fn save(&self, path: &Path, threads: &Threads, control: &Control) -> Result<()> {
+    pub fn save(&self, path: &Path, call: &Call) -> Result<()> {
         let n = self.len();
         let meta = Meta::of((n, self.dim), self.storage(), &self.params, self.norms, self.nodes.len(), &self.sketch);
         let arrays = Arrays {
@@ -295,8 +294,8 @@ impl Tree {
             sketch: &self.sketch,
         };
         let d = self.dim;
-        threads.run(|| {
-            with_elements!(&self.vectors, a => write(FolderWriter::create(path)?, &meta, &arrays, n, control, |range| {
+        call.run(|| {
+            with_elements!(&self.vectors, a => write(FolderWriter::create(path)?, &meta, &arrays, n, call, |range| {
                 Ok(a.slice(range.start * d..range.end * d)?.to_vec())
             }))
         })

@@ -5,13 +5,12 @@ use rayon::prelude::*;
 use super::nodes::fault;
 use super::{NodeRecord, Tree};
 use crate::caps::RowTest;
-use crate::control::Control;
+use crate::control::{Call, Control};
 use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::exact;
 use crate::store::Array;
-use crate::threads::Threads;
 use crate::vectors::{norm, row, rows, with_elements};
 
 impl Tree {
@@ -21,24 +20,24 @@ impl Tree {
     /// the sketches keep what their bounds promise.
     ///
     /// Errors: [`Error::Corrupt`] with the first violation; [`Error::Interrupted`].
-    pub fn verify(&self, threads: &Threads, control: &Control) -> Result<()> {
-        threads.run(|| {
+    pub fn verify(&self, call: &Call) -> Result<()> {
+        call.run(|| {
             let bytes =
                 self.vectors_bytes() + self.rows.byte_len() + self.positions.byte_len() + self.centers.byte_len();
-            control.phase("checksums", bytes);
-            with_elements!(&self.vectors, a => a.verify(control))?;
-            self.rows.verify(control)?;
-            self.stored_nodes.verify(control)?;
-            self.positions.verify(control)?;
-            self.centers.verify(control)?;
-            self.sketch.verify(control)?;
+            call.phase("checksums", bytes);
+            with_elements!(&self.vectors, a => a.verify(call))?;
+            self.rows.verify(call)?;
+            self.stored_nodes.verify(call)?;
+            self.positions.verify(call)?;
+            self.centers.verify(call)?;
+            self.sketch.verify(call)?;
             if let Some(reason) = fault(&self.nodes, self.len()) {
                 return Err(self.corrupt(reason));
             }
             self.verify_permutation()?;
             with_elements!(&self.vectors, a => {
-                self.verify_caps(a, control)?;
-                self.verify_sketches(a, control)
+                self.verify_caps(a, call)?;
+                self.verify_sketches(a, call)
             })
         })
     }
