@@ -38,6 +38,7 @@ mod python;
 mod query;
 mod rng;
 mod sample;
+mod scan;
 mod sketch;
 pub mod store;
 #[cfg(test)]

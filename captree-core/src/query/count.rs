@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::walk::{BATCH, Sink, Walk};
 use crate::ablation::{Ablation, Parts, Tally};
 use crate::caps::Caps;
 use crate::control::Call;
 use crate::error::Result;
+use crate::scan::{BATCH, Sink, Walk};
 use crate::tree::Tree;
 
 /// Counts of a block of caps; memory does not grow with the matches.

@@ -7,7 +7,7 @@ use crate::caps::Caps;
 use crate::control::Call;
 use crate::error::{Error, Result};
 use crate::rng::{Key, Purpose};
-use crate::sample::hits;
+use crate::scan::hits;
 use crate::tree::Tree;
 
 /// Estimated numbers of rows inside caps.

@@ -15,7 +15,6 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::walk::{bits_of, positions_of};
 use crate::caps::Caps;
 use crate::control::{Call, Control};
 use crate::distance::{Kernels, TILE, f32_error};
@@ -23,6 +22,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::exact;
 use crate::memory::filled;
+use crate::scan::{bits_of, positions_of};
 use crate::sketch::{Decision, Queries, Settling};
 use crate::store::Array;
 use crate::tree::Tree;

@@ -1,18 +1,14 @@
 //! Queries: one walk over the tree that decides rows for a block of caps, and what each query does with the decisions.
 
 mod count;
-mod decider;
 mod estimate;
 mod mass;
 mod nearest;
 mod search;
-mod walk;
 
-pub(crate) use decider::Decider;
 pub use estimate::Estimate;
 pub use nearest::Nearest;
 pub use search::{RangeResult, SearchOptions};
-pub(crate) use walk::{BATCH, Sink, Walk, positions_of, relations};
 
 use crate::caps::Caps;
 use crate::error::{Error, Result};

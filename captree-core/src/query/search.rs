@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::walk::{BATCH, Sink, Walk, positions_of};
 use crate::caps::Caps;
 use crate::control::Call;
 use crate::distance::Kernels;
 use crate::error::Result;
 use crate::exact;
+use crate::scan::{BATCH, Sink, Walk, positions_of};
 use crate::tree::Tree;
 
 /// The rows inside each cap of a batch, in compressed sparse row form.

@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{SampleOptions, hits, keys};
+use super::{SampleOptions, keys};
 use crate::caps::{Caps, Relation};
 use crate::control::{Call, Control};
 use crate::distance::TILE;
 use crate::error::{Error, Result};
 use crate::memory::filled;
-use crate::query::{positions_of, relations};
 use crate::rng::{Key, Purpose, Stream};
+use crate::scan::{hits, positions_of, relations};
 use crate::tree::Tree;
 
 /// Caps that one task handles.

@@ -8,12 +8,8 @@ mod pilots;
 use std::collections::HashMap;
 
 use crate::caps::Caps;
-use crate::distance::TILE;
 use crate::error::{Error, Result};
-use crate::query::Decider;
 use crate::rng::{Key, Purpose};
-use crate::tree::Tree;
-use crate::vectors::{row, with_elements};
 
 /// What to draw.
 #[derive(Clone, Copy, Debug)]
@@ -54,23 +50,4 @@ fn keys(caps: &Caps<'_>, purpose: Purpose, seed: u64) -> Vec<Key> {
             key
         })
         .collect()
-}
-
-/// Tests the rows at some tree positions against caps: `each(i, first, mask)` for cap `active[i]` and the positions
-/// from number `first` of the list on.
-pub(crate) fn hits(
-    tree: &Tree,
-    caps: &Caps<'_>,
-    active: &[usize],
-    positions: &[usize],
-    mut each: impl FnMut(usize, usize, u64),
-) -> Result<()> {
-    let mut decider = Decider::new(caps, active);
-    with_elements!(&tree.vectors, array => {
-        for (t, tile) in positions.chunks(TILE).enumerate() {
-            let rows = tile.iter().map(|p| row(array, *p, tree.dim())).collect::<Result<Vec<_>>>()?;
-            decider.decide(&rows, |i, mask| each(i, t * TILE, mask));
-        }
-        Ok(())
-    })
 }

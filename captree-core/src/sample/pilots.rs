@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::distance::TILE;
 use crate::error::Result;
-use crate::query::{Sink, Walk};
 use crate::rng::{Key, Purpose};
+use crate::scan::{Sink, Walk};
 
 /// Tiles of the tree for each tile of the pilot set: it costs a small part of what a list costs.
 const TILES_PER_PILOT: usize = 32;

@@ -43,7 +43,7 @@ mod fold;
 mod kernel;
 mod levels;
 mod plan;
-mod query;
+mod queries;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -53,7 +53,7 @@ pub(crate) use encode::Sketch;
 pub(crate) use fold::Fold;
 pub(crate) use kernel::{Decision, IntKernels};
 pub(crate) use levels::{Steps, TERMS, Widths, padded, sketch_bytes, wide_bytes};
-pub(crate) use query::{Queries, Settling, TILES_TOGETHER};
+pub(crate) use queries::{Queries, Settling, TILES_TOGETHER};
 pub(crate) use terms::LONGEST;
 
 /// Most dims of a prefix; also what keeps its integer sums small enough.

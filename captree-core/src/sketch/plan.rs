@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::TILE;
 use super::basis::dot;
 use super::levels::{FINE, MAX_COLUMNS, Widths};
-use super::query::DENSE_ROWS;
+use super::queries::DENSE_ROWS;
 use crate::element::Element;
 use crate::error::Result;
 use crate::rng::{Key, Purpose, Stream};

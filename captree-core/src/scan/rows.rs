@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
-use super::walk::positions_of;
+use super::masks::positions_of;
 use crate::caps::{Caps, RowTest};
-use crate::distance::Kernels;
+use crate::distance::{Kernels, TILE};
 use crate::element::Element;
 use crate::error::Result;
 use crate::exact;
 use crate::sketch::IntKernels;
+use crate::tree::Tree;
+use crate::vectors::{row, with_elements};
 
 /// Bit `r` of the result: `test(dots[r])`.
 #[inline]
@@ -111,4 +113,23 @@ impl<'a> Decider<'a> {
         E::widen(row, &mut self.wide);
         exact::is_inside(Kernels::get(), self.queries[i], &self.wide, self.caps.bound(self.active[i]))
     }
+}
+
+/// Tests the rows at some tree positions against caps: `each(i, first, mask)` for cap `active[i]` and the positions
+/// from number `first` of the list on.
+pub(crate) fn hits(
+    tree: &Tree,
+    caps: &Caps<'_>,
+    active: &[usize],
+    positions: &[usize],
+    mut each: impl FnMut(usize, usize, u64),
+) -> Result<()> {
+    let mut decider = Decider::new(caps, active);
+    with_elements!(&tree.vectors, array => {
+        for (t, tile) in positions.chunks(TILE).enumerate() {
+            let rows = tile.iter().map(|p| row(array, *p, tree.dim())).collect::<Result<Vec<_>>>()?;
+            decider.decide(&rows, |i, mask| each(i, t * TILE, mask));
+        }
+        Ok(())
+    })
 }

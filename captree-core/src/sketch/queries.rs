@@ -15,6 +15,7 @@ use crate::ablation::{OPEN, Part, Parts, Tally};
 use crate::caps::Caps;
 use crate::error::Result;
 use crate::memory::Lined;
+use crate::scan::positions_of;
 use crate::store::Array;
 
 /// Tiles that some caps go through, one after the other, before the next caps do: what the wider levels have read of so many
@@ -330,7 +331,7 @@ impl<'a> Queries<'a> {
         if late.tile != Some(tile) {
             (late.tile, late.fetched, late.is_interleaved) = (Some(tile), 0, false);
         }
-        for r in bits(wanted & !late.fetched) {
+        for r in positions_of(0, wanted & !late.fetched) {
             self.kernels.prefetch(&codes[r * stride..r * stride + to - from]);
         }
         late.fetched |= wanted;
@@ -419,15 +420,4 @@ impl<'a> Queries<'a> {
         with.still.truncate(count);
         Ok(left)
     }
-}
-
-/// The numbers of a mask's bits.
-fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        (mask != 0).then(|| {
-            let bit = mask.trailing_zeros() as usize;
-            mask &= mask - 1;
-            bit
-        })
-    })
 }

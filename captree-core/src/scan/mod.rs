@@ -9,11 +9,13 @@
 //!
 //! Blocks of caps share the codes that a tile loads.
 
+mod masks;
+mod rows;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::decider::Decider;
 use crate::ablation::{Ablation, OPEN, Part, Tally};
 use crate::caps::{Caps, Relation};
 use crate::control::Control;
@@ -25,6 +27,9 @@ use crate::sketch::{Decision, IntKernels, Queries, Settling, TILES_TOGETHER};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::with_elements;
+
+pub(crate) use masks::{bits_of, positions_of};
+pub(crate) use rows::{Decider, hits};
 
 /// Caps that are encoded, and walked together where the tree is large: they share what is read of the rows.
 pub(crate) const BATCH: usize = 4096;
@@ -52,24 +57,6 @@ pub(crate) trait Sink {
     fn some(&mut self, i: usize, start: usize, mask: u64) -> Result<()>;
     /// Whether cap `i` of the block needs no more rows of this task.
     fn is_done(&self, i: usize) -> bool;
-}
-
-/// Tree positions of a mask's bits.
-pub(crate) fn positions_of(start: usize, mut mask: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        (mask != 0).then(|| {
-            let bit = mask.trailing_zeros() as usize;
-            mask &= mask - 1;
-            start + bit
-        })
-    })
-}
-
-/// Bits `range` of a mask for the 64 positions from `start` on.
-pub(crate) fn bits_of(start: usize, range: &Range<usize>) -> u64 {
-    let (from, to) = (range.start.max(start) - start, range.end.min(start + TILE).saturating_sub(start));
-    let below = |bits: usize| if bits >= 64 { u64::MAX } else { (1u64 << bits) - 1 };
-    below(to) & !below(from)
 }
 
 /// Caps that are walked together.
