@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::exact;
 use crate::memory::filled;
 use crate::scan::{bits_of, positions_of};
-use crate::sketch::{Decision, Queries, Settling};
+use crate::sketch::{Decision, QueryCodes, Settling};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
@@ -143,7 +143,7 @@ impl<E: Element> Search<'_, E> {
     /// The bounds of some centers.
     fn block(&self, block: &[usize]) -> Result<Vec<f64>> {
         let samples = self.samples(block)?;
-        let mut queries = Queries::new(&self.tree.sketch, self.caps, &twice(block));
+        let mut queries = QueryCodes::new(&self.tree.sketch, self.caps, &twice(block));
         let mut bounds = vec![f64::NAN; block.len()];
         let mut left: Vec<u32> = (0..block.len() as u32).collect();
         let mut factor = 1.0;
@@ -208,7 +208,7 @@ impl<E: Element> Search<'_, E> {
         &self,
         block: &[usize],
         active: &[u32],
-        queries: &Queries<'_>,
+        queries: &QueryCodes<'_>,
         bands: &[Band],
         limit: usize,
     ) -> Result<Vec<Found>> {
@@ -288,7 +288,7 @@ struct Part<'a, E: Element> {
     search: &'a Search<'a, E>,
     block: &'a [usize],
     active: &'a [u32],
-    queries: &'a Queries<'a>,
+    queries: &'a QueryCodes<'a>,
     bands: &'a [Band],
     limit: usize,
     /// The queries of the active centers.
@@ -308,7 +308,7 @@ impl<'a, E: Element> Part<'a, E> {
         search: &'a Search<'a, E>,
         block: &'a [usize],
         active: &'a [u32],
-        queries: &'a Queries<'a>,
+        queries: &'a QueryCodes<'a>,
         bands: &'a [Band],
         limit: usize,
     ) -> Self {

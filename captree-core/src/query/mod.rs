@@ -1,4 +1,4 @@
-//! Queries: one walk over the tree that decides rows for a block of caps, and what each query does with the decisions.
+//! QueryCodes: one walk over the tree that decides rows for a block of caps, and what each query does with the decisions.
 
 mod count;
 mod estimate;

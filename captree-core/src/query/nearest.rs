@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::exact;
 use crate::memory::filled;
 use crate::scan::{bits_of, positions_of};
-use crate::sketch::{Decision, Queries, Settling};
+use crate::sketch::{Decision, QueryCodes, Settling};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
@@ -27,7 +27,7 @@ pub struct Nearest {
     pub distances: Vec<f64>,
 }
 
-/// Queries that share the rows they load.
+/// QueryCodes that share the rows they load.
 const BLOCK: usize = 64;
 
 /// The best `k` (distance, row) so far; ties go to the lower row.
@@ -140,7 +140,7 @@ impl<E: Element> Search<'_, E> {
                 wide: vec![0.0; self.tree.dim],
             })
             .collect();
-        let mut sketches = Queries::new(&self.tree.sketch, caps, block);
+        let mut sketches = QueryCodes::new(&self.tree.sketch, caps, block);
         let homes = queries.iter_mut().map(|q| self.descend(q)).collect::<Result<Vec<_>>>()?;
         let all: Vec<u32> = (0..block.len() as u32).collect();
         let tiles = self.tree.len().div_ceil(TILE);
@@ -181,7 +181,7 @@ impl<E: Element> Search<'_, E> {
         active: &[u32],
         homes: &[Range<usize>],
         queries: &mut [Query<'_>],
-        sketches: &mut Queries<'_>,
+        sketches: &mut QueryCodes<'_>,
         settling: &mut Settling,
         decisions: &mut Vec<Decision>,
     ) -> Result<()> {

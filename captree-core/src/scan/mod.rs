@@ -23,7 +23,7 @@ use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
 use crate::error::Result;
 use crate::memory::Lined;
-use crate::sketch::{Decision, IntKernels, Queries, Settling, TILES_TOGETHER};
+use crate::sketch::{Decision, IntKernels, QueryCodes, Settling, TILES_TOGETHER};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::with_elements;
@@ -62,7 +62,7 @@ pub(crate) trait Sink {
 /// Caps that are walked together.
 struct Block<'a> {
     caps: &'a [usize],
-    queries: Queries<'a>,
+    queries: QueryCodes<'a>,
     /// Their centers, each from a cache line on, `stride` numbers from one to the next.
     centers: Lined<f32>,
     stride: usize,
@@ -75,7 +75,7 @@ impl<'a> Block<'a> {
         for (center, cap) in centers.chunks_exact_mut(stride).zip(active) {
             center[..caps.dim()].copy_from_slice(caps.center(*cap));
         }
-        Block { caps: active, queries: Queries::new(&tree.sketch, caps, active), centers, stride }
+        Block { caps: active, queries: QueryCodes::new(&tree.sketch, caps, active), centers, stride }
     }
 }
 
@@ -259,7 +259,7 @@ impl Found {
 struct Scan<'a, E: Element> {
     dim: usize,
     array: &'a Array<E>,
-    queries: &'a Queries<'a>,
+    queries: &'a QueryCodes<'a>,
     range: Range<usize>,
     decider: Decider<'a>,
     /// Of each cap, what a group's tiles are to it.

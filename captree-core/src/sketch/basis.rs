@@ -18,7 +18,7 @@ const SAMPLE: usize = 8192;
 /// Passes of the subspace iteration. The basis only has to be good: no bound relies on it.
 const PASSES: usize = 5;
 
-/// A mean shorter than this is not worth a term of its own.
+/// A mean shorter than this is not worth a term.
 const SHORTEST_MEAN: f64 = 0.05;
 
 /// Dims of a vector that are summed in float32: the sums of such pieces are added in float64.
@@ -78,7 +78,7 @@ impl Basis {
         let keep = mean.iter().map(|m| m * m).sum::<f64>().sqrt() >= SHORTEST_MEAN;
         let mean: Vec<f32> = mean.iter().map(|m| if keep { *m as f32 } else { 0.0 }).collect();
         let mean_square = norm(&mean).powi(2);
-        // What the mean's own term accounts for is left out of the basis.
+        // What the mean's term accounts for is left out of the basis.
         for x in sample.chunks_exact_mut(dim) {
             let along = if keep { dot(x, &mean) / mean_square } else { 0.0 };
             x.iter_mut().zip(&mean).for_each(|(x, m)| *x = (f64::from(*x) - along * f64::from(*m)) as f32);
@@ -141,7 +141,7 @@ impl Basis {
     /// Bound on `|<W a, W z> - <a, z> + <W a, t> + <p, W z>|`, given the length of `a` and a bound on `|x - mu|`.
     ///
     /// The sum is `<a, e> + <z, f> + <a, (1 - W^T W) z>`, where `e` and `f` are what the projections `z` and `a` are off by,
-    /// and `z` is no longer than `sqrt(1 + skew) |x - mu|` plus its own error.
+    /// and `z` is no longer than `sqrt(1 + skew) |x - mu|` plus its error.
     pub fn defect(&self, a: f64, farthest: f64) -> f64 {
         let (error, skew) = (self.projection_error, self.skew);
         let z = farthest * (1.0 + skew) + error;
@@ -236,8 +236,8 @@ fn complete(leading: &[f64], dim: usize, widths: Widths, stream: &mut Stream) ->
     for part in [0..widths.first, widths.first..widths.second, widths.second..width] {
         let mut turn: Vec<f64> = (0..part.len() * part.len()).map(|_| normal(stream)).collect();
         orthonormalize(&mut turn, part.len(), stream);
-        let own = &mut out[part.start * dim..part.end * dim];
-        for (turn, out) in turn.chunks_exact(part.len().max(1)).zip(own.chunks_exact_mut(dim)) {
+        let turned = &mut out[part.start * dim..part.end * dim];
+        for (turn, out) in turn.chunks_exact(part.len().max(1)).zip(turned.chunks_exact_mut(dim)) {
             for (t, column) in turn.iter().zip(leading[part.start * dim..part.end * dim].chunks_exact(dim)) {
                 out.iter_mut().zip(column).for_each(|(o, c)| *o += t * c);
             }
@@ -254,14 +254,14 @@ fn complement(mut columns: Vec<f64>, dim: usize, count: usize) -> Vec<f64> {
     let width = columns.len() / dim;
     for i in 0..width {
         let (before, rest) = columns.split_at_mut(i * dim);
-        let own = &mut rest[..dim];
-        before.chunks_exact(dim).for_each(|normal| reflect(normal, own));
+        let column = &mut rest[..dim];
+        before.chunks_exact(dim).for_each(|normal| reflect(normal, column));
         // The column becomes the reflection's unit normal.
-        own[..i].fill(0.0);
-        let length = own.iter().map(|x| x * x).sum::<f64>().sqrt();
-        own[i] += length.copysign(own[i]);
-        let length = own.iter().map(|x| x * x).sum::<f64>().sqrt();
-        own.iter_mut().for_each(|x| *x /= length);
+        column[..i].fill(0.0);
+        let length = column.iter().map(|x| x * x).sum::<f64>().sqrt();
+        column[i] += length.copysign(column[i]);
+        let length = column.iter().map(|x| x * x).sum::<f64>().sqrt();
+        column.iter_mut().for_each(|x| *x /= length);
     }
     let mut out = vec![0.0; count * dim];
     out.par_chunks_exact_mut(dim).enumerate().for_each(|(i, axis)| {
@@ -298,21 +298,21 @@ fn products(rows: &[f32], columns: &[f32], dim: usize) -> Vec<f32> {
 fn orthonormalize(vectors: &mut [f64], dim: usize, stream: &mut Stream) {
     for i in 0..vectors.len() / dim.max(1) {
         let (before, rest) = vectors.split_at_mut(i * dim);
-        let own = &mut rest[..dim];
+        let column = &mut rest[..dim];
         loop {
-            let start = own.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let start = column.iter().map(|x| x * x).sum::<f64>().sqrt();
             for _ in 0..2 {
                 for other in before.chunks_exact(dim) {
-                    let along = wide_dot(own, other);
-                    own.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+                    let along = wide_dot(column, other);
+                    column.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
                 }
             }
-            let left = own.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let left = column.iter().map(|x| x * x).sum::<f64>().sqrt();
             if left > 1e-6 * start {
-                own.iter_mut().for_each(|x| *x /= left);
+                column.iter_mut().for_each(|x| *x /= left);
                 break;
             }
-            own.iter_mut().for_each(|x| *x = stream.unit() - 0.5);
+            column.iter_mut().for_each(|x| *x = stream.unit() - 0.5);
         }
     }
 }

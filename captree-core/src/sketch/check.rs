@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::encode::{Sketch, Split, split};
 use super::fold::unpair;
-use super::levels::{Bounds, FINE, FINER, GROUP, TERMS, field, fine_width, padded, third_bytes, wide_bytes};
+use super::levels::{Bounds, FINER, GROUP, REFINED, TERMS, field, padded, refined_width, third_bytes, wide_bytes};
 use super::{TILE, up};
 use crate::element::Element;
 use crate::error::Result;
@@ -36,9 +36,9 @@ impl Sketch {
             E::widen(row, &mut wide);
             let shift = super::basis::dot(&wide, &basis.mean) - basis.mean_square;
             let wide_code = self.wide_codes.slice(span(wide_bytes(basis.widths), tile * TILE + r))?;
-            let own = Interleaved { codes, terms, number: r };
+            let place = Interleaved { codes, terms, number: r };
             let fault =
-                self.row_fault(&own, wide_code, &split, shift).or_else(|| self.mean_fault(&whole, &split, shift));
+                self.row_fault(&place, wide_code, &split, shift).or_else(|| self.mean_fault(&whole, &split, shift));
             if let Some(what) = fault {
                 return Ok(Some(format!("the sketch of position {}: {what}", tile * TILE + r)));
             }
@@ -51,52 +51,52 @@ impl Sketch {
         2.0 * self.basis.projection_error
     }
 
-    fn row_fault(&self, own: &Interleaved<'_>, wide: &[u8], split: &Split, shift: f64) -> Option<String> {
-        let (widths, bounds, error) = (self.basis.widths, Bounds::of(own.terms), self.error());
+    fn row_fault(&self, place: &Interleaved<'_>, wide: &[u8], split: &Split, shift: f64) -> Option<String> {
+        let (widths, bounds, error) = (self.basis.widths, Bounds::of(place.terms), self.error());
         let (third_codes, others) = wide.split_at(third_bytes(widths));
-        let (fine_codes, rest_codes) = others.split_at(FINE);
-        let leading = fine_width(widths.second);
+        let (refinement_codes, fourth_codes) = others.split_at(REFINED);
+        let leading = refined_width(widths.second);
         // Over the first columns, the others, those that are refined, and those that are not.
-        let (mut lost, mut kept, mut lead, mut fine) = ([0.0f64; 4], [0.0f64; 4], 0.0f64, [0.0f64; 2]);
+        let (mut lost, mut kept, mut leading_kept, mut refinement) = ([0.0f64; 4], [0.0f64; 4], 0.0f64, [0.0f64; 2]);
         for (k, z) in split.z[..widths.second].iter().enumerate() {
-            let (step, i) = (self.steps.of(widths, k), own.code(k));
+            let (step, i) = (self.steps.of(widths, k), place.code(k));
             let left = f64::from(*z) - step * i;
             for part in [usize::from(k >= widths.first), 2 + usize::from(k >= leading)] {
                 (lost[part], kept[part]) = (lost[part] + left.powi(2), kept[part] + (step * i).powi(2));
             }
             if k < leading {
-                let finer = f64::from(fine_codes[k]) - 128.0;
-                lead += i * i;
-                fine = [fine[0] + (left - step / FINER * finer).powi(2), fine[1] + finer * finer];
+                let finer = f64::from(refinement_codes[k]) - 128.0;
+                leading_kept += i * i;
+                refinement = [refinement[0] + (left - step / FINER * finer).powi(2), refinement[1] + finer * finer];
             }
         }
-        let plain = |z: &[f32], codes: &[u8], step: f32| {
+        let of_level = |z: &[f32], codes: &[u8], step: f32| {
             z.iter().zip(codes).fold([0.0f64; 2], |[lost, length], (x, code)| {
                 let stands_for = f64::from(step) * (f64::from(*code) - 128.0);
                 [lost + (f64::from(*x) - stands_for).powi(2), length + stands_for.powi(2)]
             })
         };
-        let third = plain(&split.z[widths.second..widths.third], third_codes, self.steps.third);
-        let rest = plain(&split.z[widths.third..], rest_codes, self.steps.rest);
+        let third = of_level(&split.z[widths.second..widths.third], third_codes, self.steps.third);
+        let fourth = of_level(&split.z[widths.third..], fourth_codes, self.steps.fourth);
         at_most("first lost", lost[0].sqrt(), bounds.first_lost, error)
             .or_else(|| at_most("first length", kept[0].sqrt(), bounds.first_length, 0.0))
             .or_else(|| at_most("second lost", lost[1].sqrt(), bounds.second_lost, error))
             .or_else(|| at_most("second length", kept[1].sqrt(), bounds.second_length, 0.0))
-            .or_else(|| at_most("lead lost", lost[2].sqrt(), bounds.lead_lost, error))
-            .or_else(|| at_most("lead length", lead.sqrt(), bounds.lead_length, 0.0))
-            .or_else(|| at_most("fine lost", fine[0].sqrt(), bounds.fine_lost, error))
-            .or_else(|| at_most("fine length", fine[1].sqrt(), bounds.fine_length, 0.0))
-            .or_else(|| at_most("plain lost", lost[3].sqrt(), bounds.plain_lost, error))
-            .or_else(|| at_most("plain length", kept[3].sqrt(), bounds.plain_length, 0.0))
+            .or_else(|| at_most("leading lost", lost[2].sqrt(), bounds.leading_lost, error))
+            .or_else(|| at_most("leading length", leading_kept.sqrt(), bounds.leading_length, 0.0))
+            .or_else(|| at_most("refinement lost", refinement[0].sqrt(), bounds.refinement_lost, error))
+            .or_else(|| at_most("refinement length", refinement[1].sqrt(), bounds.refinement_length, 0.0))
+            .or_else(|| at_most("unrefined lost", lost[3].sqrt(), bounds.unrefined_lost, error))
+            .or_else(|| at_most("unrefined length", kept[3].sqrt(), bounds.unrefined_length, 0.0))
             .or_else(|| at_most("third lost", third[0].sqrt(), bounds.third_lost, error))
             .or_else(|| at_most("third length", third[1].sqrt(), bounds.third_length, 0.0))
-            .or_else(|| at_most("rest lost", rest[0].sqrt(), bounds.rest_lost, error))
-            .or_else(|| at_most("rest length", rest[1].sqrt(), bounds.rest_length, 0.0))
-            .or_else(|| at_most("spread", (shift - own.term(field::SHIFT)).abs(), bounds.spread, 1e-9))
-            .or_else(|| self.folded_fault(own, split, shift))
-            .or_else(|| self.residual_fault(own, split))
+            .or_else(|| at_most("fourth lost", fourth[0].sqrt(), bounds.fourth_lost, error))
+            .or_else(|| at_most("fourth length", fourth[1].sqrt(), bounds.fourth_length, 0.0))
+            .or_else(|| at_most("spread", (shift - place.term(field::SHIFT)).abs(), bounds.spread, 1e-9))
+            .or_else(|| self.folded_fault(place, split, shift))
+            .or_else(|| self.residual_fault(place, split))
             .or_else(|| {
-                at_most("third residual", self.left(split, widths.third), own.term(field::THIRD_RESIDUAL) as f32, 0.0)
+                at_most("third residual", self.left(split, widths.third), place.term(field::THIRD_RESIDUAL) as f32, 0.0)
             })
             .or_else(|| at_most("residual", self.left(split, widths.all), bounds.residual, 0.0))
             .or_else(|| at_most("distance from the mean", split.square.sqrt(), up(self.farthest), 0.0))
@@ -108,9 +108,9 @@ impl Sketch {
         let (mut far, mut kept) = (0.0f64, [0.0f64; 2]);
         let widths = self.basis.widths;
         for (k, z) in split.z[..widths.second].iter().enumerate() {
-            let own = self.steps.of(widths, k) * whole.code(k);
-            far += (f64::from(*z) - own).powi(2);
-            kept[usize::from(k >= widths.first)] += own.powi(2);
+            let stands_for = self.steps.of(widths, k) * whole.code(k);
+            far += (f64::from(*z) - stands_for).powi(2);
+            kept[usize::from(k >= widths.first)] += stands_for.powi(2);
         }
         let lost = f64::from(bounds.first_lost).hypot(f64::from(bounds.second_lost));
         let radius = (whole.term(field::RADIUS) + lost) as f32;
@@ -127,14 +127,14 @@ impl Sketch {
         (self.basis.residual(split.square, &split.z[..width]).powi(2) - 5.0 * self.error()).max(0.0).sqrt()
     }
 
-    fn residual_fault(&self, own: &Interleaved<'_>, split: &Split) -> Option<String> {
+    fn residual_fault(&self, place: &Interleaved<'_>, split: &Split) -> Option<String> {
         let second = self.left(split, self.basis.widths.second);
-        at_most("second residual", second, own.term(field::SECOND_RESIDUAL) as f32, 0.0)
+        at_most("second residual", second, place.term(field::SECOND_RESIDUAL) as f32, 0.0)
     }
 
     /// What the first level takes a row's shift and residual for.
-    fn folded_fault(&self, own: &Interleaved<'_>, split: &Split, shift: f64) -> Option<String> {
-        let (fold, integers) = (&self.fold, unpair(own.terms[field::FOLDED + own.number].to_bits()));
+    fn folded_fault(&self, place: &Interleaved<'_>, split: &Split, shift: f64) -> Option<String> {
+        let (fold, integers) = (&self.fold, unpair(place.terms[field::FOLDED + place.number].to_bits()));
         let left = self.left(split, self.basis.widths.first);
         at_most("first residual", left, up(fold.residual(integers)), 0.0)
             .or_else(|| at_most("folded shift", (shift - fold.shift(integers)).abs(), fold.shift_lost, 1e-9))

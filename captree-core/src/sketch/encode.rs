@@ -4,7 +4,9 @@ use rayon::prelude::*;
 
 use super::basis::Basis;
 use super::fold::Fold;
-use super::levels::{Bounds, FINE, FINER, GROUP, Steps, TERMS, field, fine_width, padded, third_bytes, wide_bytes};
+use super::levels::{
+    Bounds, FINER, GROUP, REFINED, Steps, TERMS, field, padded, refined_width, third_bytes, wide_bytes,
+};
 use super::{TILE, Widths, up};
 use crate::control::Control;
 use crate::distance::{Kernels, f32_error};
@@ -39,7 +41,7 @@ pub(crate) struct Sketch {
     /// Of rows: tile by tile, in each tile group by group, in each group row by row four bytes.
     pub row_codes: Array<u8>,
     pub row_terms: Array<f32>,
-    /// Of rows, row by row: what the third and the last level read.
+    /// Of rows, row by row: what the third and the fourth level read.
     pub wide_codes: Array<u8>,
 }
 
@@ -50,9 +52,9 @@ struct Part<'a> {
     wide_codes: &'a mut [u8],
 }
 
-/// What is stored of one row, or of a tile's mean, beside its codes.
+/// One row, or the mean of a tile's, as it is encoded: its projection, and what is stored beside its codes.
 #[derive(Default)]
-struct Own {
+struct Encoded {
     z: Vec<f32>,
     shift: f32,
     /// What the columns of the first three levels leave over.
@@ -90,7 +92,7 @@ impl Sketch {
         let mut row_codes = Lined::filled(tiles * TILE * bytes, 128u8);
         let mut row_terms = Lined::<f32>::zeroed(tiles * TERMS);
         let mut wide_codes = Lined::filled(n * wide, 128u8);
-        let means: Vec<Own> = row_codes
+        let means: Vec<Encoded> = row_codes
             .par_chunks_mut(TASK * bytes)
             .zip(row_terms.par_chunks_mut(TASK / TILE * TERMS))
             .zip(wide_codes.par_chunks_mut(TASK * wide))
@@ -112,16 +114,16 @@ impl Sketch {
         let parts = tile_codes.chunks_exact_mut(TILE * bytes).zip(tile_terms.chunks_exact_mut(TERMS));
         for (means, (codes, terms)) in means.chunks(TILE).zip(parts) {
             interleave(&basis, steps, means, codes, terms);
-            for (t, own) in means.iter().enumerate() {
-                terms[field::RADIUS + t] = own.radius;
-                terms[field::REACH + t] = own.reach;
+            for (t, row) in means.iter().enumerate() {
+                terms[field::RADIUS + t] = row.radius;
+                terms[field::REACH + t] = row.reach;
             }
         }
         Ok(Sketch {
             basis,
             steps,
             fold,
-            farthest: means.iter().fold(0.0, |m, own| m.max(own.length)),
+            farthest: means.iter().fold(0.0, |m, row| m.max(row.length)),
             tile_codes: Array::from_vec(tile_codes),
             tile_terms: Array::from_vec(tile_terms),
             row_codes: Array::in_memory(row_codes),
@@ -201,18 +203,23 @@ pub(super) fn steps<'a, E: Element>(basis: &Basis, at: &impl Fn(usize) -> Result
         steps.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(0.0)
     };
     let Widths { first, second, third, all } = basis.widths;
-    Ok(Steps { first: step(0..first), second: step(first..second), third: step(second..third), rest: step(third..all) })
+    Ok(Steps {
+        first: step(0..first),
+        second: step(first..second),
+        third: step(second..third),
+        fourth: step(third..all),
+    })
 }
 
 /// Encodes whole tiles (the last one may be short); returns what stands for each.
-fn encode<E: Element>(basis: &Basis, steps: Steps, rows: &[&[E]], out: Part<'_>) -> Vec<Own> {
+fn encode<E: Element>(basis: &Basis, steps: Steps, rows: &[&[E]], out: Part<'_>) -> Vec<Encoded> {
     let (bytes, wide) = (TILE * padded(basis.widths.second), wide_bytes(basis.widths));
     let mut along = vec![0.0f32; TILE];
     let mut means = Vec::with_capacity(rows.len().div_ceil(TILE));
     for (t, tile) in rows.chunks(TILE).enumerate() {
         let along = &mut along[..tile.len()];
         Kernels::get().dots(tile, &[&basis.mean], along);
-        let coded: Vec<Own> = split(basis, tile, |_| 1.0)
+        let coded: Vec<Encoded> = split(basis, tile, |_| 1.0)
             .into_iter()
             .zip(&*along)
             .enumerate()
@@ -226,16 +233,16 @@ fn encode<E: Element>(basis: &Basis, steps: Steps, rows: &[&[E]], out: Part<'_>)
                 bounds.residual = residual(all);
                 let residuals = [first, second, third].map(residual);
                 let length = split.square.sqrt() * (1.0 + NORM_SLACK);
-                Own { z: split.z, shift: shift as f32, residuals, length, bounds, ..Own::default() }
+                Encoded { z: split.z, shift: shift as f32, residuals, length, bounds, ..Encoded::default() }
             })
             .collect();
         let terms = &mut out.row_terms[t * TERMS..(t + 1) * TERMS];
         interleave(basis, steps, &coded, &mut out.row_codes[t * bytes..(t + 1) * bytes], terms);
         terms[field::THIRD_RESIDUAL..][..TILE].fill(f32::MAX);
-        for (r, own) in coded.iter().enumerate() {
-            terms[field::THIRD_RESIDUAL + r] = own.residuals[2];
+        for (r, row) in coded.iter().enumerate() {
+            terms[field::THIRD_RESIDUAL + r] = row.residuals[2];
             // Until all rows are known, and can be folded.
-            terms[field::FOLDED + r] = own.residuals[0];
+            terms[field::FOLDED + r] = row.residuals[0];
         }
         means.push(summary(&coded, basis.widths.second));
     }
@@ -260,14 +267,14 @@ impl Steps {
     }
 }
 
-/// Writes what the third and the last level read of a row, as `128 + i`; returns what that loses.
+/// Writes what the third and the fourth level read of a row, as `128 + i`; returns what that loses.
 fn wide_code(basis: &Basis, steps: Steps, z: &[f32], codes: &mut [u8]) -> Bounds {
     codes.fill(128);
     let Widths { second, third, .. } = basis.widths;
     let (third_codes, others) = codes.split_at_mut(third_bytes(basis.widths));
-    let (fine, rest) = others.split_at_mut(FINE);
+    let (refinement, fourth) = others.split_at_mut(REFINED);
     let (mut lost, mut kept) = (0.0, 0.0);
-    for (k, (z, code)) in z[..fine_width(second)].iter().zip(fine).enumerate() {
+    for (k, (z, code)) in z[..refined_width(second)].iter().zip(refinement).enumerate() {
         let step = steps.of(basis.widths, k);
         let left = f64::from(*z) - step * code_of(f64::from(*z), inverse(step));
         let i = code_of(left, inverse(step / FINER));
@@ -275,7 +282,7 @@ fn wide_code(basis: &Basis, steps: Steps, z: &[f32], codes: &mut [u8]) -> Bounds
         lost += (left - step / FINER * i).powi(2);
         kept += i * i;
     }
-    let plain = |z: &[f32], step: f32, codes: &mut [u8]| {
+    let of_level = |z: &[f32], step: f32, codes: &mut [u8]| {
         let step = f64::from(step);
         let (per_step, mut lost, mut kept) = (inverse(step), 0.0, 0.0);
         for (x, code) in z.iter().zip(codes) {
@@ -286,10 +293,18 @@ fn wide_code(basis: &Basis, steps: Steps, z: &[f32], codes: &mut [u8]) -> Bounds
         }
         (norm_of(lost), up(f64::from(norm_of(kept)) * step))
     };
-    let (third_lost, third_length) = plain(&z[second..third], steps.third, third_codes);
-    let (rest_lost, rest_length) = plain(&z[third..], steps.rest, rest);
-    let (fine_lost, fine_length) = (norm_of(lost), norm_of(kept));
-    Bounds { fine_lost, fine_length, third_lost, third_length, rest_lost, rest_length, ..Bounds::default() }
+    let (third_lost, third_length) = of_level(&z[second..third], steps.third, third_codes);
+    let (fourth_lost, fourth_length) = of_level(&z[third..], steps.fourth, fourth);
+    let (refinement_lost, refinement_length) = (norm_of(lost), norm_of(kept));
+    Bounds {
+        refinement_lost,
+        refinement_length,
+        third_lost,
+        third_length,
+        fourth_lost,
+        fourth_length,
+        ..Bounds::default()
+    }
 }
 
 /// Codes per unit; 0 where all coordinates are 0.
@@ -306,24 +321,24 @@ pub(super) fn nearest(x: f64) -> f64 {
 }
 
 /// What holds for every row of a tile: the mean of their projections, and terms that cover all of them.
-fn summary(rows: &[Own], width: usize) -> Own {
+fn summary(rows: &[Encoded], width: usize) -> Encoded {
     let mut mean = vec![0.0f64; width];
-    for own in rows {
-        mean.iter_mut().zip(&own.z).for_each(|(m, x)| *m += f64::from(*x) / rows.len() as f64);
+    for row in rows {
+        mean.iter_mut().zip(&row.z).for_each(|(m, x)| *m += f64::from(*x) / rows.len() as f64);
     }
     let z: Vec<f32> = mean.iter().map(|m| *m as f32).collect();
     let far = |x: &[f32]| x.iter().zip(&z).map(|(x, m)| (f64::from(*x) - f64::from(*m)).powi(2)).sum::<f64>();
-    let radius = norm_of(rows.iter().map(|own| far(&own.z)).fold(0.0, f64::max));
-    let shifts = || rows.iter().map(|own| own.shift);
+    let radius = norm_of(rows.iter().map(|row| far(&row.z)).fold(0.0, f64::max));
+    let shifts = || rows.iter().map(|row| row.shift);
     let (low, high) = (shifts().fold(f32::INFINITY, f32::min), shifts().fold(f32::NEG_INFINITY, f32::max));
     let shift = low / 2.0 + high / 2.0;
-    let spread = rows.iter().fold(0.0f32, |m, own| m.max(own.bounds.spread));
+    let spread = rows.iter().fold(0.0f32, |m, row| m.max(row.bounds.spread));
     let reach = (f64::from(high) - f64::from(shift)).max(f64::from(shift) - f64::from(low)) + f64::from(spread);
-    let most = |of: fn(&Own) -> f32| rows.iter().map(of).fold(0.0, f32::max);
-    Own {
+    let most = |of: fn(&Encoded) -> f32| rows.iter().map(of).fold(0.0, f32::max);
+    Encoded {
         shift,
-        residuals: [0.0, most(|own| own.residuals[1]), 0.0],
-        length: rows.iter().fold(0.0, |m, own| m.max(own.length)),
+        residuals: [0.0, most(|row| row.residuals[1]), 0.0],
+        length: rows.iter().fold(0.0, |m, row| m.max(row.length)),
         radius,
         reach: up(reach),
         bounds: Bounds::default(),
@@ -331,17 +346,17 @@ fn summary(rows: &[Own], width: usize) -> Own {
     }
 }
 
-/// Writes up to 64 rows as one tile. Missing rows are decided as nothing: no bound can hold for them, and nobody looks
-/// at their bits.
-fn interleave(basis: &Basis, steps: Steps, rows: &[Own], codes: &mut [u8], terms: &mut [f32]) {
+/// Writes up to 64 rows as one tile. Missing rows stay open: no bound can hold for them, and their
+/// bits are never looked at.
+fn interleave(basis: &Basis, steps: Steps, rows: &[Encoded], codes: &mut [u8], terms: &mut [f32]) {
     terms[field::SECOND_RESIDUAL..field::SECOND_RESIDUAL + TILE].fill(f32::MAX);
     let mut bounds = Bounds::default();
     let Widths { first, second, .. } = basis.widths;
-    let leading = fine_width(second);
-    for (r, own) in rows.iter().enumerate() {
+    let leading = refined_width(second);
+    for (r, row) in rows.iter().enumerate() {
         // Over the first columns, the others, those that are refined, and those that are not: what is lost, and what is kept.
-        let (mut lost, mut kept, mut lead) = ([0.0; 4], [0.0; 4], 0.0);
-        for (k, z) in own.z[..second].iter().enumerate() {
+        let (mut lost, mut kept, mut leading_kept) = ([0.0; 4], [0.0; 4], 0.0);
+        for (k, z) in row.z[..second].iter().enumerate() {
             let step = steps.of(basis.widths, k);
             let i = code_of(f64::from(*z), inverse(step));
             codes[(k / GROUP * TILE + r) * GROUP + k % GROUP] = (128 + i as i32) as u8;
@@ -349,21 +364,21 @@ fn interleave(basis: &Basis, steps: Steps, rows: &[Own], codes: &mut [u8], terms
             for part in [usize::from(k >= first), 2 + usize::from(k >= leading)] {
                 (lost[part], kept[part]) = (lost[part] + loss, kept[part] + length);
             }
-            lead += if k < leading { i * i } else { 0.0 };
+            leading_kept += if k < leading { i * i } else { 0.0 };
         }
         bounds = bounds.max(&Bounds {
             first_lost: norm_of(lost[0]),
             first_length: norm_of(kept[0]),
             second_lost: norm_of(lost[1]),
             second_length: norm_of(kept[1]),
-            lead_lost: norm_of(lost[2]),
-            lead_length: norm_of(lead),
-            plain_lost: norm_of(lost[3]),
-            plain_length: norm_of(kept[3]),
-            ..own.bounds
+            leading_lost: norm_of(lost[2]),
+            leading_length: norm_of(leading_kept),
+            unrefined_lost: norm_of(lost[3]),
+            unrefined_length: norm_of(kept[3]),
+            ..row.bounds
         });
-        terms[field::SHIFT + r] = own.shift;
-        terms[field::SECOND_RESIDUAL + r] = own.residuals[1];
+        terms[field::SHIFT + r] = row.shift;
+        terms[field::SECOND_RESIDUAL + r] = row.residuals[1];
     }
     bounds.write(terms);
 }

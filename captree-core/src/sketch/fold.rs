@@ -79,9 +79,9 @@ impl Fold {
             let spread = f64::from(Bounds::of(terms).spread);
             for r in 0..TILE.min(n - tile * TILE) {
                 let shift = f64::from(terms[field::SHIFT + r]);
-                let own = fold.integers(f64::from(terms[field::FOLDED + r]), shift);
-                lost = lost.max((shift - fold.shift(own)).abs() + spread);
-                terms[field::FOLDED + r] = f32::from_bits(pair(own));
+                let integers = fold.integers(f64::from(terms[field::FOLDED + r]), shift);
+                lost = lost.max((shift - fold.shift(integers)).abs() + spread);
+                terms[field::FOLDED + r] = f32::from_bits(pair(integers));
             }
         }
         fold.shift_lost = up(lost);
@@ -90,23 +90,23 @@ impl Fold {
 
     fn integers(&self, residual: f64, shift: f64) -> [i16; 2] {
         let steps = |x: f64, step: f32| nearest(x * inverse(f64::from(step)));
-        let mut own =
+        let mut up_to =
             steps(residual - f64::from(self.residual_least), self.residual_step).clamp(0.0, STEPS + 1.0) as i16;
-        while own as f64 <= STEPS && self.residual([own, 0]) < residual {
-            own += 1;
+        while up_to as f64 <= STEPS && self.residual([up_to, 0]) < residual {
+            up_to += 1;
         }
         let shift = steps(shift - f64::from(self.shift_middle), self.shift_step).clamp(-FARTHEST, FARTHEST);
-        [own, shift as i16]
+        [up_to, shift as i16]
     }
 
     /// At least what the first level's columns leave of a row.
-    pub fn residual(&self, own: [i16; 2]) -> f64 {
-        f64::from(self.residual_least) + f64::from(self.residual_step) * f64::from(own[0])
+    pub fn residual(&self, integers: [i16; 2]) -> f64 {
+        f64::from(self.residual_least) + f64::from(self.residual_step) * f64::from(integers[0])
     }
 
     /// About the row's shift: within `shift_lost`.
-    pub fn shift(&self, own: [i16; 2]) -> f64 {
-        f64::from(self.shift_middle) + f64::from(self.shift_step) * f64::from(own[1])
+    pub fn shift(&self, integers: [i16; 2]) -> f64 {
+        f64::from(self.shift_middle) + f64::from(self.shift_step) * f64::from(integers[1])
     }
 
     /// Says what is wrong with the numbers, if anything.
@@ -119,9 +119,9 @@ impl Fold {
     }
 }
 
-/// What the threshold of a query's first level comes from.
+/// What moves the threshold of a query's first level.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Aim {
+pub(super) struct FirstThreshold {
     /// The value of a row that the mean stands for.
     middle: f64,
     /// Errors that all rows share.
@@ -137,7 +137,7 @@ pub(super) fn encode(
     split: &Split,
     (along, residual, slack): (f64, f32, f64),
     codes: &mut [i8],
-) -> (FirstTerms, Aim, f32, Vec<f64>) {
+) -> (FirstTerms, FirstThreshold, f32, Vec<f64>) {
     let (basis, fold) = (&sketch.basis, &sketch.fold);
     let a: Vec<f64> = split.z[..basis.widths.first].iter().map(|x| f64::from(*x)).collect();
     let (step, residual) = (f64::from(sketch.steps.first), f64::from(residual));
@@ -160,10 +160,10 @@ pub(super) fn encode(
         inside: 0,
     };
     let middle = along * (basis.mean_square + f64::from(fold.shift_middle));
-    (terms, Aim { middle, error, per_scale }, unit, lost)
+    (terms, FirstThreshold { middle, error, per_scale }, unit, lost)
 }
 
-impl Aim {
+impl FirstThreshold {
     /// Moves the threshold to `real dot >= threshold`, and turns the query around where that asks the better question.
     pub fn set(&self, threshold: f64, terms: &mut FirstTerms, scale: &mut f32, codes: &mut [i8]) {
         let inside = if self.middle >= threshold { u64::MAX } else { 0 };

@@ -8,8 +8,8 @@ use super::TILE;
 /// Dimensions are coded in groups of four: one 32-bit lane of the integer dot products.
 pub(crate) const GROUP: usize = 4;
 
-/// Leading columns whose codes the last level refines.
-pub(crate) const FINE: usize = 64;
+/// Leading columns whose codes the fourth level refines: it adds eight bits to those of the row and of the query.
+pub(crate) const REFINED: usize = 64;
 
 /// Steps between a column's step and that of its refinement: what a code may lose, half a step, is 127 of these.
 pub(crate) const FINER: f64 = 254.0;
@@ -17,7 +17,7 @@ pub(crate) const FINER: f64 = 254.0;
 /// Most columns of a basis: rows of more dims keep a part that no code stands for.
 pub(crate) const MAX_COLUMNS: usize = 4096;
 
-/// Bytes that the wider levels read at a time: a cache line.
+/// Bytes that the wide levels read at a time: a cache line.
 const LINE: usize = 64;
 
 /// Numbers that a tile of rows stores per row, and a group of tiles per tile: see [`field`].
@@ -46,7 +46,7 @@ pub(crate) mod field {
     pub const REACH: usize = 3 * TILE;
 }
 
-/// Columns that each level reads, all from the first one on; the last level reads all columns.
+/// Columns that each level reads, all from the first one on; the fourth level reads all columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Widths {
     /// A multiple of four unless it is `second`.
@@ -56,21 +56,21 @@ pub(crate) struct Widths {
     pub all: usize,
 }
 
-/// Code steps, one for each level's own columns, the same for all rows of a tree.
+/// Code steps, one for the columns that each level adds, the same for all rows of a tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Steps {
     pub first: f32,
     pub second: f32,
     #[serde(default)]
     pub third: f32,
-    /// Of the columns that only the last level reads.
-    pub rest: f32,
+    #[serde(rename = "rest")]
+    pub fourth: f32,
 }
 
 impl Steps {
     /// In the order of the levels.
     pub fn each(&self) -> [f32; 4] {
-        [self.first, self.second, self.third, self.rest]
+        [self.first, self.second, self.third, self.fourth]
     }
 }
 
@@ -84,20 +84,20 @@ pub(crate) struct Bounds {
     /// The same over the columns that the second level adds.
     pub second_lost: f32,
     pub second_length: f32,
-    /// `|z - s i|` (which only earlier versions of captree read) and `|i|` over the leading [`FINE`] columns; what their
-    /// refinement `l` loses, and `|l|`.
-    pub lead_lost: f32,
-    pub lead_length: f32,
-    pub fine_lost: f32,
-    pub fine_length: f32,
-    /// `|z - s i|` and `|s i|` over the first two levels' columns that are not refined.
-    pub plain_lost: f32,
-    pub plain_length: f32,
-    /// The same over the columns that the third level adds, and over all others.
+    /// `|z - s i|`, which nothing reads, and `|i|` over the leading columns, those that are refined; what their refinement
+    /// `l` loses, and `|l|`.
+    pub leading_lost: f32,
+    pub leading_length: f32,
+    pub refinement_lost: f32,
+    pub refinement_length: f32,
+    /// `|z - s i|` and `|s i|` over those columns of the first two levels that are not refined.
+    pub unrefined_lost: f32,
+    pub unrefined_length: f32,
+    /// The same over the columns that the third level adds, and over those that the fourth adds.
     pub third_lost: f32,
     pub third_length: f32,
-    pub rest_lost: f32,
-    pub rest_length: f32,
+    pub fourth_lost: f32,
+    pub fourth_length: f32,
     /// What all columns leave over.
     pub residual: f32,
     /// Distance of `shift` from what it stands for.
@@ -108,19 +108,19 @@ impl Bounds {
     /// The larger of each.
     pub fn max(&self, other: &Bounds) -> Bounds {
         let mut out = *self;
-        let (own, their): (&mut [f32; BOUNDS], &[f32; BOUNDS]) =
+        let (mine, theirs): (&mut [f32; BOUNDS], &[f32; BOUNDS]) =
             (bytemuck::cast_mut(&mut out), bytemuck::cast_ref(other));
-        own.iter_mut().zip(their).for_each(|(a, b)| *a = a.max(*b));
+        mine.iter_mut().zip(theirs).for_each(|(a, b)| *a = a.max(*b));
         out
     }
 
     /// The sum of products, in four lanes: a product passes through at most six roundings.
     #[inline(always)]
     pub fn times(&self, other: &Bounds) -> f32 {
-        let (own, their): (&[f32; BOUNDS], &[f32; BOUNDS]) = (bytemuck::cast_ref(self), bytemuck::cast_ref(other));
+        let (mine, theirs): (&[f32; BOUNDS], &[f32; BOUNDS]) = (bytemuck::cast_ref(self), bytemuck::cast_ref(other));
         let mut sums = [0.0; 4];
         for k in 0..BOUNDS {
-            sums[k % 4] += own[k] * their[k];
+            sums[k % 4] += mine[k] * theirs[k];
         }
         (sums[0] + sums[1]) + (sums[2] + sums[3])
     }
@@ -138,27 +138,27 @@ impl Bounds {
     }
 }
 
-/// Bytes of a prefix code.
+/// Bytes of the codes of so many columns: whole groups.
 pub(crate) fn padded(width: usize) -> usize {
     width.next_multiple_of(GROUP)
 }
 
 /// Leading columns, of `width`, that are refined.
-pub(crate) fn fine_width(width: usize) -> usize {
-    width.min(FINE)
+pub(crate) fn refined_width(width: usize) -> usize {
+    width.min(REFINED)
 }
 
-/// Bytes of a wider code that the third level reads: whole lines, so that the loop has no tail.
+/// Bytes of a wide code that the third level reads: whole lines, so that the loop has no tail.
 pub(crate) fn third_bytes(widths: Widths) -> usize {
     (widths.third - widths.second).next_multiple_of(LINE)
 }
 
-/// Bytes of one wider code: the columns that the third level adds, the refinement, the other columns.
+/// Bytes of one wide code: the columns that the third level adds, the refinement, the columns that the fourth adds.
 pub(crate) fn wide_bytes(widths: Widths) -> usize {
-    third_bytes(widths) + FINE + (widths.all - widths.third).next_multiple_of(LINE)
+    third_bytes(widths) + REFINED + (widths.all - widths.third).next_multiple_of(LINE)
 }
 
 /// Bytes per row of all sketches, at most, but for the tiles' small share: every column has one code, and padding is short.
 pub(crate) fn sketch_bytes(dim: usize) -> usize {
-    dim.min(MAX_COLUMNS) + GROUP + FINE + 2 * LINE + TERMS * size_of::<f32>() / TILE
+    dim.min(MAX_COLUMNS) + GROUP + REFINED + 2 * LINE + TERMS * size_of::<f32>() / TILE
 }

@@ -27,14 +27,18 @@
 //! hold for real numbers. `W` is a whole basis (of at most 4096 columns), the leading columns in energy order from level to
 //! level. Four levels read more and more of them ([`levels`]; [`plan`] chooses how many):
 //!
-//! - *first*: a few leading columns, 8 bits; `|p| |t|` for the rest; one question, in integers alone ([`fold`]).
-//! - *second*: more columns, 8 bits; `|p| |t|` for the rest.
-//! - *third*: more columns again, 8 bits; `|p| |t|` for the rest.
-//! - *last*: 8 bits more for the leading 64 columns of the row, and of the query (from the same row codes), and all other
-//!   columns in 8 bits; `|p| |t|` for what even these leave over.
+//! - *first*: a few leading columns, 8 bits; `|p| |t|` for the others; one question, in integers alone ([`fold`]).
+//! - *second*: more columns, 8 bits; `|p| |t|` for the others.
+//! - *third*: more columns again, 8 bits; `|p| |t|` for the others.
+//! - *fourth*: all columns, 8 bits, and the *refinement*: 8 bits more for the leading 64 columns of the row, and of the query;
+//!   `|p| |t|` for what even these leave over.
 //!
-//! Before them stand tiles of 64 neighbors in tree order (the code of their mean, with the tile's radius added to the
-//! error). What no level decides meets the stored vector. The proof is in docs/exactness.md, the layout in docs/format.md.
+//! The codes of the first two levels, which are read for every tile, lie *interleaved*: tile by tile, four columns at a time of
+//! all 64 rows. Those of the third and fourth, the *wide* levels, which few rows need, lie row by row. Tiles of 64 neighbors
+//! in tree order have codes of their own: of their mean, with the tile's radius added to the error.
+//!
+//! This module makes the codes of rows ([`encode`]) and of queries ([`queries`]) and multiplies them ([`kernel`]); in which
+//! order they decide what is [`crate::scan`]'s. The proof is in docs/exactness.md, the layout in docs/format.md.
 
 mod basis;
 mod check;
@@ -53,11 +57,11 @@ pub(crate) use encode::Sketch;
 pub(crate) use fold::Fold;
 pub(crate) use kernel::{Decision, IntKernels};
 pub(crate) use levels::{Steps, TERMS, Widths, padded, sketch_bytes, wide_bytes};
-pub(crate) use queries::{Queries, Settling, TILES_TOGETHER};
+pub(crate) use queries::{QueryCodes, Settling, TILES_TOGETHER};
 pub(crate) use terms::LONGEST;
 
-/// Most dims of a prefix; also what keeps its integer sums small enough.
-pub(crate) const MAX_PREFIX: usize = 512;
+/// Most columns of the second level; also what keeps its integer sums small enough.
+pub(crate) const MAX_SECOND: usize = 512;
 
 /// Above every step of a code: no coordinate is longer than 2.2, which 127 steps reach.
 pub(crate) const MAX_STEP: f32 = 0.02;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::TILE;
 use super::basis::dot;
-use super::levels::{FINE, MAX_COLUMNS, Widths};
+use super::levels::{MAX_COLUMNS, REFINED, Widths};
 use super::queries::DENSE_ROWS;
 use crate::element::Element;
 use crate::error::Result;
@@ -42,11 +42,11 @@ const CAPS: usize = 256;
 const PART: usize = 16;
 
 /// Costs in 64-byte dot-product instructions per row, fitted to the times of trees with other widths: of the first level's
-/// test, of the second one's, of the query's refinement, of a wider level's test, of what surrounds them; and how many times
+/// test, of the second one's, of the query's refinement, of a wide level's test, of what surrounds them; and how many times
 /// as much some sixteen rows of a tile cost as in a tile where all are open, and a row alone as in such a tile.
 const FIRST_TEST: f64 = 0.2;
 const SECOND_TEST: f64 = 0.7;
-const LEAD: f64 = 1.25;
+const REFINE: f64 = 1.25;
 const WIDE_TEST: f64 = 1.0;
 const WALK: f64 = 0.7;
 const APART: f64 = 3.5;
@@ -58,13 +58,13 @@ const CODED: f64 = 1.05;
 /// Caps of fewer of the sample's rows are too narrow for draws to hit by chance.
 const NARROW: usize = 4;
 
-/// What each level would have to look at, for one cap and one tile: rows that a prefix of each width leaves open.
+/// What each level would have to look at, for one cap and one tile: rows that as many leading columns as each width says leave open.
 #[derive(Clone, Copy, Default)]
 struct Open {
     /// At the first level, which asks one question.
     first: [u64; ENDS.len()],
     later: [u64; ENDS.len()],
-    /// Rows that lie inside, as far as the widest prefix tells.
+    /// Rows that lie inside, as far as the widest tells.
     inside: usize,
 }
 
@@ -91,7 +91,7 @@ pub(super) fn choose<'a, E: Element>(
         }
     }
     let ends: Vec<usize> = ENDS.into_iter().filter(|end| *end <= columns.len() / dim).collect();
-    let rows: Vec<Prefixes> = tiles.par_iter().map(|x| Prefixes::new(x, mean, 1.0, columns, &ends)).collect();
+    let rows: Vec<Projection> = tiles.par_iter().map(|x| Projection::new(x, mean, 1.0, columns, &ends)).collect();
     let mut stream = Key::new(Purpose::Sketch, seed, &[]).stream(2);
     let caps: Vec<(Vec<f32>, f64)> = (0..CAPS).map(|_| cap(&tiles, &mut stream)).collect();
     let open: Vec<Open> =
@@ -145,26 +145,26 @@ fn cost(widths: Widths, [first, second, third]: [u64; 3]) -> f64 {
     WALK + reads(widths.first)
         + FIRST_TEST
         + share(first) * times * (reads(widths.second - widths.first) + SECOND_TEST)
-        + LEAD * share(third)
+        + REFINE * share(third)
         + wide(second, widths.third - widths.second)
-        + wide(third, FINE + widths.all - widths.third)
+        + wide(third, REFINED + widths.all - widths.third)
 }
 
-/// A vector's coordinates, and what prefixes leave of it.
-struct Prefixes {
+/// A vector's coordinates, and what leading columns leave of it.
+struct Projection {
     z: Vec<f32>,
     residuals: Vec<f32>,
 }
 
-impl Prefixes {
+impl Projection {
     fn new(x: &[f32], mean: &[f32], along: f64, columns: &[f32], ends: &[usize]) -> Self {
-        let own: Vec<f32> = x.iter().zip(mean).map(|(x, m)| (f64::from(*x) - along * f64::from(*m)) as f32).collect();
+        let rest: Vec<f32> = x.iter().zip(mean).map(|(x, m)| (f64::from(*x) - along * f64::from(*m)) as f32).collect();
         let most = ends.last().copied().unwrap_or(0);
-        let z: Vec<f32> = columns.chunks_exact(x.len()).take(most).map(|c| dot(&own, c) as f32).collect();
-        let square = dot(&own, &own);
+        let z: Vec<f32> = columns.chunks_exact(x.len()).take(most).map(|c| dot(&rest, c) as f32).collect();
+        let square = dot(&rest, &rest);
         let left = |end: &usize| (square - dot(&z[..*end], &z[..*end])).max(0.0).sqrt() as f32;
         let residuals = ends.iter().map(left).collect();
-        Prefixes { z, residuals }
+        Projection { z, residuals }
     }
 }
 
@@ -188,11 +188,11 @@ fn opens(
     columns: &[f32],
     ends: &[usize],
     tiles: &[Vec<f32>],
-    rows: &[Prefixes],
+    rows: &[Projection],
 ) -> Vec<Open> {
     let square = dot(mean, mean);
     let along = if square > 0.0 { dot(center, mean) / square } else { 0.0 };
-    let own = Prefixes::new(center, mean, along, columns, ends);
+    let query = Projection::new(center, mean, along, columns, ends);
     let each = tiles.chunks_exact(TILE).zip(rows.chunks_exact(TILE));
     each.map(|(tile, rows)| {
         let mut open = Open::default();
@@ -202,9 +202,9 @@ fn opens(
             let mut value = along * square + along * shift - least;
             let mut from = 0;
             for (e, end) in ends.iter().enumerate() {
-                value += dot(&own.z[from..*end], &row.z[from..*end]);
+                value += dot(&query.z[from..*end], &row.z[from..*end]);
                 from = *end;
-                let error = CODED * f64::from(own.residuals[e] * row.residuals[e]);
+                let error = CODED * f64::from(query.residuals[e] * row.residuals[e]);
                 // The answer that a row near the mean suggests.
                 let suggested = if along * square < least { value } else { -value };
                 open.first[e] |= u64::from(suggested >= -error) << r;
@@ -243,7 +243,7 @@ mod tests {
             assert!(FIRST.contains(&found.first) && SECOND.contains(&found.second) && THIRD.contains(&found.third));
             assert!(found.first < found.second && found.second < found.third && found.all == 256);
         }
-        // Nearly all of the steep rows' energy is in the first 32 columns: wider levels would only cost time.
+        // Nearly all of the steep rows' energy is in the first 32 columns: wide levels would only cost time.
         assert_eq!((steep.second, steep.third), (SECOND[0], THIRD[0]), "{steep:?}");
         assert!(flat.second > steep.second, "{flat:?} {steep:?}");
     }

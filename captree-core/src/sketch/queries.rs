@@ -3,12 +3,12 @@
 use rayon::prelude::*;
 
 use super::encode::{Sketch, split};
-use super::fold::Aim;
+use super::fold::FirstThreshold;
 use super::kernel::{
-    Asked, Asking, Decision, Dense, First, FirstTerms, IntKernels, LeadTerms, Prefix, PrefixTerms, QUARTER, Rows,
-    WideTerms, WideTest,
+    Decision, First, FirstTerms, IntKernels, OpenRows, QUARTER, Quarters, RefinementTerms, Second, SecondTerms,
+    WideRows, WideTerms, WideTest, WideTile,
 };
-use super::levels::{Bounds, TERMS, field, fine_width, padded, third_bytes, wide_bytes};
+use super::levels::{Bounds, TERMS, field, padded, refined_width, third_bytes, wide_bytes};
 use super::terms::{Codes, Terms, encode};
 use super::{TILE, Widths, up};
 use crate::ablation::{OPEN, Part, Parts, Tally};
@@ -22,7 +22,7 @@ use crate::store::Array;
 /// tiles is remembered until the last caps have met them.
 pub(crate) const TILES_TOGETHER: usize = 8;
 
-/// Queries that are encoded together: their projections share the basis.
+/// QueryCodes that are encoded together: their projections share the basis.
 const AT_ONCE: usize = 32;
 
 /// Open rows of a tile from which all its rows together cost less than one by one.
@@ -32,28 +32,28 @@ pub(super) const DENSE_ROWS: u32 = 12;
 const DENSE_PAIRS: u32 = 240;
 
 /// Sketches of a batch of caps.
-pub(crate) struct Queries<'a> {
+pub(crate) struct QueryCodes<'a> {
     sketch: &'a Sketch,
     kernels: IntKernels,
     /// What rounding and the basis may hide.
     slack: Vec<f64>,
     /// Codes of the first level's columns and of those that the second one adds, [`padded`] bytes each.
-    prefix_codes: Vec<i8>,
+    codes: Vec<i8>,
     first_terms: Vec<FirstTerms>,
-    aims: Vec<Aim>,
-    second_terms: Vec<PrefixTerms>,
+    first_thresholds: Vec<FirstThreshold>,
+    second_terms: Vec<SecondTerms>,
     /// What these codes lose on the leading columns.
-    lead_codes: Vec<i8>,
-    lead_terms: Vec<LeadTerms>,
+    refinement_codes: Vec<i8>,
+    refinement_terms: Vec<RefinementTerms>,
     /// The counterparts of the rows' wider codes.
     wide_codes: Lined<i8>,
     wide_terms: Vec<WideTerms>,
     parts: Parts,
     /// Terms of a second level that decides nothing, where it is switched off.
-    blind_terms: Vec<PrefixTerms>,
+    blind_terms: Vec<SecondTerms>,
 }
 
-/// Buffers of [`Queries::settle`].
+/// Buffers of [`QueryCodes::settle`].
 #[derive(Default)]
 pub(crate) struct Settling {
     /// Per query, the rows that the first level leaves open.
@@ -61,7 +61,7 @@ pub(crate) struct Settling {
     /// Per query, the first level's sums.
     sums: Lined<[i32; TILE]>,
     decisions: Vec<Decision>,
-    /// Queries with open rows after the first level: their places among the active ones, and their numbers.
+    /// QueryCodes with open rows after the first level: their places among the active ones, and their numbers.
     places: Vec<usize>,
     open: Vec<u32>,
     /// Which of these have open rows still.
@@ -69,7 +69,7 @@ pub(crate) struct Settling {
     /// Their open rows, and what they are estimated at.
     masks: Vec<u64>,
     values: Lined<[f32; TILE]>,
-    asking: Asking,
+    quarters: Quarters,
     /// The queries that are settled together: numbers, places among the open ones, tests.
     asked: Vec<u32>,
     asked_places: Vec<usize>,
@@ -103,28 +103,28 @@ impl Settling {
     }
 }
 
-impl<'a> Queries<'a> {
+impl<'a> QueryCodes<'a> {
     /// Encodes the caps `active` of a batch.
     pub fn new(sketch: &'a Sketch, caps: &Caps<'_>, active: &[usize]) -> Self {
-        Queries::with(*IntKernels::get(), sketch, caps, active)
+        QueryCodes::with(*IntKernels::get(), sketch, caps, active)
     }
 
     /// The same with kernels of the caller's choice.
     pub fn with(kernels: IntKernels, sketch: &'a Sketch, caps: &Caps<'_>, active: &[usize]) -> Self {
         let basis = &sketch.basis;
         let Widths { second, .. } = basis.widths;
-        let (lead, prefix) = (padded(fine_width(second)), padded(second));
+        let (leading, interleaved) = (padded(refined_width(second)), padded(second));
         let (count, wide) = (active.len(), wide_bytes(basis.widths));
-        let mut queries = Queries {
+        let mut queries = QueryCodes {
             sketch,
             kernels,
             slack: Vec::with_capacity(count),
-            prefix_codes: vec![0; count * prefix],
+            codes: vec![0; count * interleaved],
             first_terms: Vec::with_capacity(count),
-            aims: Vec::with_capacity(count),
+            first_thresholds: Vec::with_capacity(count),
             second_terms: Vec::with_capacity(count),
-            lead_codes: vec![0; count * lead],
-            lead_terms: Vec::with_capacity(count),
+            refinement_codes: vec![0; count * leading],
+            refinement_terms: Vec::with_capacity(count),
             wide_codes: Lined::zeroed(count * wide),
             wide_terms: Vec::with_capacity(count),
             parts: Parts::ALL,
@@ -132,20 +132,20 @@ impl<'a> Queries<'a> {
         };
         let parts: Vec<Vec<Terms>> = active
             .par_chunks(AT_ONCE)
-            .zip(queries.prefix_codes.par_chunks_mut(AT_ONCE * prefix))
-            .zip(queries.lead_codes.par_chunks_mut(AT_ONCE * lead))
+            .zip(queries.codes.par_chunks_mut(AT_ONCE * interleaved))
+            .zip(queries.refinement_codes.par_chunks_mut(AT_ONCE * leading))
             .zip(queries.wide_codes.par_chunks_mut(AT_ONCE * wide))
-            .map(|(((active, prefix_codes), lead_codes), wide_codes)| {
+            .map(|(((active, codes), refinement_codes), wide_codes)| {
                 let centers: Vec<&[f32]> = active.iter().map(|c| caps.center(*c)).collect();
                 let along = |q: &&[f32]| {
                     if basis.mean_square > 0.0 { super::basis::dot(q, &basis.mean) / basis.mean_square } else { 0.0 }
                 };
                 let along: Vec<f64> = centers.iter().map(along).collect();
-                let codes = prefix_codes
-                    .chunks_mut(prefix)
-                    .zip(lead_codes.chunks_mut(lead))
+                let codes = codes
+                    .chunks_mut(interleaved)
+                    .zip(refinement_codes.chunks_mut(leading))
                     .zip(wide_codes.chunks_mut(wide))
-                    .map(|((prefix, lead), wide)| Codes { prefix, lead, wide });
+                    .map(|((interleaved, refinement), wide)| Codes { interleaved, refinement, wide });
                 let splits = split(basis, &centers, |i| along[i]);
                 let each = splits.iter().zip(&along).zip(codes);
                 each.map(|((split, along), codes)| encode(sketch, split, *along, codes)).collect()
@@ -154,9 +154,9 @@ impl<'a> Queries<'a> {
         for (i, (terms, cap)) in parts.into_iter().flatten().zip(active).enumerate() {
             queries.slack.push(terms.slack);
             queries.first_terms.push(terms.first);
-            queries.aims.push(terms.aim);
+            queries.first_thresholds.push(terms.first_threshold);
             queries.second_terms.push(terms.second);
-            queries.lead_terms.push(terms.lead);
+            queries.refinement_terms.push(terms.refinement);
             queries.wide_terms.push(terms.wide);
             queries.set_threshold(i, 1.0 - caps.bound(*cap));
         }
@@ -168,8 +168,8 @@ impl<'a> Queries<'a> {
         let inside = up(threshold + self.slack[i]);
         let outside = -up(self.slack[i] - threshold);
         let Widths { first, second, .. } = self.sketch.basis.widths;
-        let codes = &mut self.prefix_codes[i * padded(second)..][..padded(first)];
-        self.aims[i].set(threshold, &mut self.first_terms[i], &mut self.second_terms[i].first_scale, codes);
+        let codes = &mut self.codes[i * padded(second)..][..padded(first)];
+        self.first_thresholds[i].set(threshold, &mut self.first_terms[i], &mut self.second_terms[i].first_scale, codes);
         (self.second_terms[i].inside, self.second_terms[i].outside) = (inside, outside);
         (self.wide_terms[i].inside, self.wide_terms[i].outside) = (inside, outside);
     }
@@ -178,7 +178,7 @@ impl<'a> Queries<'a> {
     pub fn only(&mut self, parts: Parts) {
         self.parts = parts;
         let (inside, outside) = (f32::INFINITY, f32::NEG_INFINITY);
-        self.blind_terms = self.second_terms.iter().map(|terms| PrefixTerms { inside, outside, ..*terms }).collect();
+        self.blind_terms = self.second_terms.iter().map(|terms| SecondTerms { inside, outside, ..*terms }).collect();
     }
 
     /// Decides 64 tiles at once: bit `b` stands for all rows of tile `64 group + b`.
@@ -187,38 +187,38 @@ impl<'a> Queries<'a> {
             out.fill(OPEN);
             return Ok(());
         }
-        let prefix = self.prefix(&self.sketch.tile_codes, &self.sketch.tile_terms, group)?;
-        self.kernels.group(&prefix, queries, out);
+        let second = self.second(&self.sketch.tile_codes, &self.sketch.tile_terms, group)?;
+        self.kernels.group(&second, queries, out);
         Ok(())
     }
 
     /// The second level of 64 rows or tiles.
-    fn prefix<'b>(&'b self, codes: &'b Array<u8>, terms: &'b Array<f32>, tile: usize) -> Result<Prefix<'b>> {
+    fn second<'b>(&'b self, codes: &'b Array<u8>, terms: &'b Array<f32>, tile: usize) -> Result<Second<'b>> {
         let widths = self.sketch.basis.widths;
         let size = TILE * padded(widths.second);
-        Ok(Prefix {
+        Ok(Second {
             codes: codes.slice(tile * size..(tile + 1) * size)?,
             terms: terms.slice(tile * TERMS..(tile + 1) * TERMS)?,
             first: padded(widths.first),
             bytes: padded(widths.second),
-            lead: padded(fine_width(widths.second)),
-            query_codes: &self.prefix_codes,
+            leading: padded(refined_width(widths.second)),
+            query_codes: &self.codes,
             first_terms: &self.first_terms,
             query_terms: &self.second_terms,
-            lead_codes: &self.lead_codes,
-            lead_terms: &self.lead_terms,
+            refinement_codes: &self.refinement_codes,
+            refinement_terms: &self.refinement_terms,
         })
     }
 
     /// The rows that the first level leaves open, given a tile's second one.
-    fn first(&self, prefix: &Prefix<'_>, queries: &[u32], open: &mut [u64], sums: &mut [[i32; TILE]]) {
+    fn first(&self, second: &Second<'_>, queries: &[u32], open: &mut [u64], sums: &mut [[i32; TILE]]) {
         let first = First {
-            codes: &prefix.codes[..TILE * prefix.first],
-            bytes: prefix.first,
-            stride: prefix.bytes,
-            folded: &prefix.terms[field::FOLDED..][..TILE],
-            bounds: Bounds::of(prefix.terms),
-            query_codes: &self.prefix_codes,
+            codes: &second.codes[..TILE * second.first],
+            bytes: second.first,
+            stride: second.bytes,
+            folded: &second.terms[field::FOLDED..][..TILE],
+            bounds: Bounds::of(second.terms),
+            query_codes: &self.codes,
             query_terms: &self.first_terms,
         };
         self.kernels.first(&first, queries, open, sums);
@@ -226,20 +226,20 @@ impl<'a> Queries<'a> {
 
     /// What the first and the second level say of a tile's rows, each on its own.
     #[cfg(test)]
-    pub fn prefix_levels(&self, tile: usize, queries: &[u32]) -> Result<[Vec<Decision>; 2]> {
-        let prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile)?;
+    pub fn first_and_second(&self, tile: usize, queries: &[u32]) -> Result<[Vec<Decision>; 2]> {
+        let second = self.second(&self.sketch.row_codes, &self.sketch.row_terms, tile)?;
         let mut out = [vec![Decision::default(); queries.len()], vec![Decision::default(); queries.len()]];
         let mut masks = vec![0; queries.len()];
         let mut sums = vec![[0; TILE]; queries.len()];
-        self.first(&prefix, queries, &mut masks, &mut sums);
+        self.first(&second, queries, &mut masks, &mut sums);
         for ((own, open), query) in out[0].iter_mut().zip(&masks).zip(queries) {
             *own = Decision { inside: !open & self.first_terms[*query as usize].inside, unsure: *open };
         }
         masks.fill(u64::MAX);
         let mut values = vec![[0.0; TILE]; queries.len()];
         let places: Vec<usize> = (0..queries.len()).collect();
-        let asked = Asked { queries, masks: &masks, places: &places, sums: &sums };
-        self.kernels.second(&prefix, &asked, &mut out[1], &mut values, &mut Asking::default());
+        let asked = OpenRows { queries, masks: &masks, places: &places, sums: &sums };
+        self.kernels.second(&second, &asked, &mut out[1], &mut values, &mut Quarters::default());
         Ok(out)
     }
 
@@ -253,10 +253,10 @@ impl<'a> Queries<'a> {
         with: &mut Settling,
         out: &mut [Decision],
     ) -> Result<()> {
-        let mut prefix = self.prefix(&self.sketch.row_codes, &self.sketch.row_terms, tile)?;
+        let mut second = self.second(&self.sketch.row_codes, &self.sketch.row_terms, tile)?;
         with.first.resize(active.len(), 0);
         with.sums.resize(active.len());
-        self.first(&prefix, active, &mut with.first, &mut with.sums);
+        self.first(&second, active, &mut with.first, &mut with.sums);
         if !self.parts.has(Part::First) {
             with.first.fill(u64::MAX);
         }
@@ -279,11 +279,11 @@ impl<'a> Queries<'a> {
         with.decisions.resize(with.open.len(), Decision::default());
         with.values.resize(with.open.len());
         if !self.parts.has(Part::Second) {
-            prefix.query_terms = &self.blind_terms;
+            second.query_terms = &self.blind_terms;
         }
         if self.parts.reach(Part::Second) {
-            let asked = Asked { queries: &with.open, masks: &with.masks, places: &with.places, sums: &with.sums };
-            self.kernels.second(&prefix, &asked, &mut with.decisions, &mut with.values, &mut with.asking);
+            let asked = OpenRows { queries: &with.open, masks: &with.masks, places: &with.places, sums: &with.sums };
+            self.kernels.second(&second, &asked, &mut with.decisions, &mut with.values, &mut with.quarters);
         } else {
             with.decisions.fill(OPEN);
         }
@@ -302,7 +302,7 @@ impl<'a> Queries<'a> {
         with.tally(Part::Second, out);
         for level in [Part::Third, Part::Last] {
             if wanted != 0 && self.parts.reach(level) {
-                wanted = self.settle_late(level, tile, &prefix, wanted, with, out)?;
+                wanted = self.settle_late(level, tile, &second, wanted, with, out)?;
             }
             with.tally(level, out);
         }
@@ -314,7 +314,7 @@ impl<'a> Queries<'a> {
         &self,
         level: Part,
         tile: usize,
-        prefix: &Prefix<'_>,
+        second: &Second<'_>,
         wanted: u64,
         with: &mut Settling,
         out: &mut [Decision],
@@ -335,21 +335,21 @@ impl<'a> Queries<'a> {
             self.kernels.prefetch(&codes[r * stride..r * stride + to - from]);
         }
         late.fetched |= wanted;
-        let bounds = Bounds::of(prefix.terms);
+        let bounds = Bounds::of(second.terms);
         let test = |query: u32| {
             let terms = &self.wide_terms[query as usize];
-            let test = if level == Part::Third { terms.third(bounds) } else { terms.last(bounds) };
+            let test = if level == Part::Third { terms.third(bounds) } else { terms.fourth(bounds) };
             if self.parts.has(level) {
                 test
             } else {
                 WideTest { inside: f32::INFINITY, outside: f32::NEG_INFINITY, ..test }
             }
         };
-        let residuals = prefix.terms[field::THIRD_RESIDUAL..].first_chunk::<TILE>().expect("a tile");
+        let residuals = second.terms[field::THIRD_RESIDUAL..].first_chunk::<TILE>().expect("a tile");
         if level == Part::Last {
-            with.asking.clear(with.still.len());
-            with.still.iter().for_each(|place| with.asking.note(*place as usize, with.masks[*place as usize]));
-            self.kernels.refine(prefix, &with.open, &with.asking, &mut with.values);
+            with.quarters.clear(with.still.len());
+            with.still.iter().for_each(|place| with.quarters.note(*place as usize, with.masks[*place as usize]));
+            self.kernels.refine(second, &with.open, &with.quarters, &mut with.values);
         }
         // Both lists without a branch, as above.
         let (mut together, mut alone, mut pairs) = (0, 0, 0);
@@ -379,7 +379,7 @@ impl<'a> Queries<'a> {
             with.tests.clear();
             with.tests.extend(with.asked.iter().map(|query| test(*query)));
             with.decisions.resize(with.asked.len(), Decision::default());
-            let dense = Dense {
+            let wide_tile = WideTile {
                 codes: &late.interleaved,
                 bytes: to - from,
                 query_codes: &self.wide_codes,
@@ -390,7 +390,7 @@ impl<'a> Queries<'a> {
                 tests: &with.tests,
                 residuals,
             };
-            self.kernels.dense(&dense, &mut with.values, &mut with.decisions);
+            self.kernels.wide_tile(&wide_tile, &mut with.values, &mut with.decisions);
             for (place, decision) in with.asked_places.iter().zip(&with.decisions) {
                 let own = &mut out[with.places[*place]];
                 own.inside |= own.unsure & decision.inside;
@@ -399,12 +399,12 @@ impl<'a> Queries<'a> {
         } else {
             with.alone.append(&mut with.asked_places);
         }
-        let rows = Rows { codes, stride, residuals };
+        let rows = WideRows { codes, stride, residuals };
         let (query_codes, values) = (&*self.wide_codes, &mut *with.values);
         for place in &with.alone {
             let (own, query) = (&mut out[with.places[*place]], with.open[*place]);
             let code = &query_codes[query as usize * stride..][from..to];
-            let decision = self.kernels.wide(&rows, code, with.masks[*place], &mut values[*place], &test(query));
+            let decision = self.kernels.wide_rows(&rows, code, with.masks[*place], &mut values[*place], &test(query));
             own.inside |= decision.inside;
             own.unsure = decision.unsure;
         }

@@ -1,13 +1,13 @@
 //! The codes of one query, and what the levels need to know beside them.
 
 use super::encode::{Sketch, Split, inverse, nearest};
-use super::fold::{self, Aim};
-use super::kernel::{FirstTerms, LeadTerms, PrefixTerms, WideTerms};
-use super::levels::{Bounds, FINE, FINER, fine_width, padded, third_bytes};
+use super::fold::{self, FirstThreshold};
+use super::kernel::{FirstTerms, RefinementTerms, SecondTerms, WideTerms};
+use super::levels::{Bounds, FINER, REFINED, padded, refined_width, third_bytes};
 use super::{Widths, up};
 use crate::vectors::NORM_SLACK;
 
-/// Slack for the float32 arithmetic of a test: what all operations up to the last level round, with lengths, steps and a
+/// Slack for the float32 arithmetic of a test: what all operations up to the fourth level round, with lengths, steps and a
 /// mean that [`crate::tree`] accepts, is less than 400 units of 2^-24 (counted in docs/exactness.md). `<q', mu>`, which is
 /// zero but for rounding, and the float64 arithmetic are in it too.
 const FLOAT_SLACK: f64 = 2.5e-5;
@@ -40,51 +40,58 @@ pub(super) fn code(values: &[f64], step: f64, codes: &mut [i8]) -> (Vec<f64>, i3
 pub(super) struct Terms {
     pub slack: f64,
     pub first: FirstTerms,
-    pub aim: Aim,
-    pub second: PrefixTerms,
-    pub lead: LeadTerms,
+    pub first_threshold: FirstThreshold,
+    pub second: SecondTerms,
+    pub refinement: RefinementTerms,
     pub wide: WideTerms,
 }
 
 /// Where the codes of a query go.
 pub(super) struct Codes<'a> {
-    pub prefix: &'a mut [i8],
-    pub lead: &'a mut [i8],
+    /// Of the first two levels.
+    pub interleaved: &'a mut [i8],
+    pub refinement: &'a mut [i8],
+    /// Of the third and fourth.
     pub wide: &'a mut [i8],
 }
 
 /// Codes of a query and its terms.
-pub(super) fn encode(sketch: &Sketch, split: &Split, along: f64, Codes { prefix, lead, wide }: Codes<'_>) -> Terms {
+pub(super) fn encode(
+    sketch: &Sketch,
+    split: &Split,
+    along: f64,
+    Codes { interleaved, refinement, wide }: Codes<'_>,
+) -> Terms {
     let (basis, steps) = (&sketch.basis, sketch.steps);
-    let [_, second_step, third_step, rest_step] = steps.each().map(f64::from);
+    let [_, second_step, third_step, fourth_step] = steps.each().map(f64::from);
     let Widths { first, second, third, all: _ } = basis.widths;
-    let leading = fine_width(second);
+    let leading = refined_width(second);
     let step_of = |k: usize| steps.of(basis.widths, k);
     let residual = |z: &[f32]| up(basis.residual(split.square, z) * (1.0 + NORM_SLACK));
     let a: Vec<f64> = split.z.iter().map(|x| f64::from(*x)).collect();
     let (offset, spread) = (along * basis.mean_square, up(along.abs()));
     let defect = basis.defect(f64::from(norm(&a)), sketch.farthest);
     let slack = FLOAT_SLACK + defect + 2e-7 * (offset.abs() + along.abs() * LONGEST);
-    let (first_terms, aim, first_scale, mut lost) =
-        fold::encode(sketch, split, (along, residual(&split.z[..first]), slack), &mut prefix[..padded(first)]);
+    let (first_terms, first_threshold, first_scale, mut lost) =
+        fold::encode(sketch, split, (along, residual(&split.z[..first]), slack), &mut interleaved[..padded(first)]);
     let scale = up(largest(&a[first..second]) * second_step / 127.0);
     let (second_lost, second_sum) =
-        code(&a[first..second], f64::from(scale) * inverse(second_step), &mut prefix[padded(first)..]);
+        code(&a[first..second], f64::from(scale) * inverse(second_step), &mut interleaved[padded(first)..]);
     lost.extend(second_lost);
     // What the leading codes lose, in units of the rows' steps.
     let missing: Vec<f64> = lost[..leading].iter().enumerate().map(|(k, x)| x * step_of(k)).collect();
-    let lead_scale = up(largest(&missing) / 127.0);
-    let (lead_lost, lead_sum) = code(&missing, f64::from(lead_scale), lead);
+    let refinement_scale = up(largest(&missing) / 127.0);
+    let (leading_lost, refinement_sum) = code(&missing, f64::from(refinement_scale), refinement);
     let (third_codes, others) = wide.split_at_mut(third_bytes(basis.widths));
     let third_scale = up(largest(&a[second..third]) * third_step / 127.0);
     let (third_lost, third_sum) = code(&a[second..third], f64::from(third_scale) * inverse(third_step), third_codes);
-    // One integer sum serves the refinement and the rest.
+    // One integer sum serves the refinement of the rows' codes and the fourth level's columns.
     let finer: Vec<f64> = a[..leading].iter().enumerate().map(|(k, x)| x * (step_of(k) / FINER)).collect();
-    let last_scale = up(largest(&finer).max(largest(&a[third..]) * rest_step) / 127.0);
-    let (fine, rest) = others.split_at_mut(FINE);
-    let (finer_lost, fine_sum) = code(&finer, f64::from(last_scale), fine);
-    let (rest_lost, rest_sum) = code(&a[third..], f64::from(last_scale) * inverse(rest_step), rest);
-    let at_second = PrefixTerms {
+    let fourth_scale = up(largest(&finer).max(largest(&a[third..]) * fourth_step) / 127.0);
+    let (finer_codes, fourth_codes) = others.split_at_mut(REFINED);
+    let (finer_lost, finer_sum) = code(&finer, f64::from(fourth_scale), finer_codes);
+    let (fourth_lost, fourth_sum) = code(&a[third..], f64::from(fourth_scale) * inverse(fourth_step), fourth_codes);
+    let at_second = SecondTerms {
         start: -128 * second_sum,
         first_scale,
         scale,
@@ -110,16 +117,16 @@ pub(super) fn encode(sketch: &Sketch, split: &Split, along: f64, Codes { prefix,
         spread,
         ..Bounds::default()
     };
-    let last_costs = Bounds {
-        lead_length: norm(&lead_lost),
-        fine_lost: norm(&a[..leading]),
-        fine_length: norm(&finer_lost),
-        plain_lost: norm(&a[leading..second]),
-        plain_length: norm(&lost[leading..]),
+    let fourth_costs = Bounds {
+        leading_length: norm(&leading_lost),
+        refinement_lost: norm(&a[..leading]),
+        refinement_length: norm(&finer_lost),
+        unrefined_lost: norm(&a[leading..second]),
+        unrefined_length: norm(&lost[leading..]),
         third_lost: third_costs.third_lost,
         third_length: third_costs.third_length,
-        rest_lost: norm(&a[third..]),
-        rest_length: norm(&rest_lost),
+        fourth_lost: norm(&a[third..]),
+        fourth_length: norm(&fourth_lost),
         residual: residual(&split.z),
         spread,
         ..Bounds::default()
@@ -127,17 +134,17 @@ pub(super) fn encode(sketch: &Sketch, split: &Split, along: f64, Codes { prefix,
     Terms {
         slack,
         first: first_terms,
-        aim,
+        first_threshold,
         second: at_second,
-        lead: LeadTerms { scale: lead_scale, start: -128 * lead_sum },
+        refinement: RefinementTerms { scale: refinement_scale, start: -128 * refinement_sum },
         wide: WideTerms {
             third_scale,
             third_start: -128 * third_sum,
-            last_scale,
-            last_start: -128 * (fine_sum + rest_sum),
+            fourth_scale,
+            fourth_start: -128 * (finer_sum + fourth_sum),
             third_residual: residual(&split.z[..third]),
             third_costs,
-            last_costs,
+            fourth_costs,
             inside: 0.0,
             outside: 0.0,
         },

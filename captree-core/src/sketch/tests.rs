@@ -6,9 +6,9 @@ mod terms;
 use half::f16;
 use proptest::prelude::*;
 
-use super::kernel::{Decision, First, FirstTerms, IntKernels, Rows, WideTest};
+use super::kernel::{Decision, First, FirstTerms, IntKernels, WideRows, WideTest};
 use super::levels::{Bounds, Steps};
-use super::{Basis, Queries, Settling, Sketch, TILE, Widths, fold};
+use super::{Basis, QueryCodes, Settling, Sketch, TILE, Widths, fold};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::exact;
@@ -108,7 +108,7 @@ impl Making {
         basis = Basis::new(dim, widths, mean, columns, 0.0, 0.0);
         basis.skew = basis.measured_skew();
         let mut steps = super::encode::steps(&basis, &at, n).unwrap();
-        let each = [&mut steps.first, &mut steps.second, &mut steps.third, &mut steps.rest];
+        let each = [&mut steps.first, &mut steps.second, &mut steps.third, &mut steps.fourth];
         for (step, factor) in each.into_iter().zip(self.steps) {
             *step = (*step * factor).min(0.99 * super::MAX_STEP);
         }
@@ -160,7 +160,7 @@ fn attack(
         .map(|q| (0..n).map(|r| exact::dot(caps.center(*q), &rows[r * dim..(r + 1) * dim])).collect())
         .collect();
     for kernels in IntKernels::available() {
-        let mut queries = Queries::with(kernels, sketch, &caps, &active);
+        let mut queries = QueryCodes::with(kernels, sketch, &caps, &active);
         for shift in [0.0, 1e-12, -1e-12, nudge, 10.0 * nudge, 100.0 * nudge] {
             let aims: Vec<f64> = active.iter().map(|q| exact[*q][aim(*q)] + shift).collect();
             aims.iter().enumerate().for_each(|(q, t)| queries.set_threshold(q, *t));
@@ -169,7 +169,7 @@ fn attack(
             for tile in 0..n.div_ceil(TILE) {
                 queries.tiles(tile / TILE, &numbers, &mut out).unwrap();
                 let whole: Vec<Option<bool>> = out.iter().map(|d| bit(d, tile % TILE)).collect();
-                let levels = queries.prefix_levels(tile, &numbers).unwrap();
+                let levels = queries.first_and_second(tile, &numbers).unwrap();
                 let valid = u64::MAX >> (64 - TILE.min(n - tile * TILE));
                 queries.settle(tile, &numbers, valid, &mut settling, &mut out).unwrap();
                 for r in tile * TILE..n.min((tile + 1) * TILE) {
@@ -232,9 +232,9 @@ proptest! {
             sums.iter().enumerate().fold(0, |m, (r, s)| m | u64::from(is(*s, 2000 * r as i32)) << r) & mask
         };
         for kernels in IntKernels::available() {
-            let tile = Rows { codes: rows, stride: 192, residuals: &residuals };
+            let tile = WideRows { codes: rows, stride: 192, residuals: &residuals };
             let mut values = [0.0; TILE];
-            let decision = kernels.wide(&tile, &query, mask, &mut values, &test);
+            let decision = kernels.wide_rows(&tile, &query, mask, &mut values, &test);
             prop_assert_eq!(decision.inside, bits(|s, e| s - e >= 50_000), "{}", kernels.name());
             prop_assert_eq!(decision.unsure, bits(|s, e| s - e < 50_000 && s + e >= -50_000), "{}", kernels.name());
             for (r, (sum, value)) in sums.iter().zip(&values).enumerate() {
@@ -248,16 +248,16 @@ proptest! {
         codes in prop::collection::vec(any::<u8>(), TILE * 12), folded in prop::collection::vec(any::<[i16; 2]>(), TILE),
         queries in prop::collection::vec((prop::collection::vec(-127i8..=127, 12), any::<[i16; 2]>(), 0usize..TILE), 1..10),
     ) {
-        let alone = |r: usize, own: &[i8]| {
-            let products = (0..12).map(|k| i32::from(codes[(k / 4 * TILE + r) * 4 + k % 4]) * i32::from(own[k]));
+        let alone = |r: usize, query: &[i8]| {
+            let products = (0..12).map(|k| i32::from(codes[(k / 4 * TILE + r) * 4 + k % 4]) * i32::from(query[k]));
             products.sum::<i32>()
         };
-        let sum = |r: usize, (own, [a, b], _): &(Vec<i8>, [i16; 2], usize)| {
+        let sum = |r: usize, (query, [a, b], _): &(Vec<i8>, [i16; 2], usize)| {
             let pairs = i32::from(*a).wrapping_mul(i32::from(folded[r][0]));
-            alone(r, own).wrapping_add(pairs).wrapping_add(i32::from(*b).wrapping_mul(i32::from(folded[r][1])))
+            alone(r, query).wrapping_add(pairs).wrapping_add(i32::from(*b).wrapping_mul(i32::from(folded[r][1])))
         };
         let pairs: Vec<f32> = folded.iter().map(|p| f32::from_bits(fold::pair(*p))).collect();
-        // The threshold is a row's own sum, or what float32 makes of it.
+        // The threshold is a row's sum, or what float32 makes of it.
         let terms: Vec<FirstTerms> = queries
             .iter()
             .map(|q| {
@@ -311,8 +311,8 @@ proptest! {
 }
 
 #[test]
-fn sums_of_the_widest_prefix_are_right() {
-    // The widest prefix, all codes at their ends.
+fn sums_of_the_widest_second_level_are_right() {
+    // The widest second level, all codes at their ends.
     let (dim, first) = (512, 508);
     let mut row = vec![1.0 / (first as f32).sqrt(); dim];
     row[first..].fill(1e-6);
@@ -321,14 +321,14 @@ fn sums_of_the_widest_prefix_are_right() {
     let columns = (0..dim * dim).map(|i| if i % (dim + 1) == 0 { 1.0 } else { 0.0 }).collect();
     let widths = Widths { first, second: dim, third: dim, all: dim };
     let basis = Basis::new(dim, widths, vec![0.0; dim], columns, 1e-9, 0.0);
-    let steps = Steps { first: row[0] / 127.0, second: 1e-6 / 127.0, third: 0.0, rest: 0.0 };
+    let steps = Steps { first: row[0] / 127.0, second: 1e-6 / 127.0, third: 0.0, fourth: 0.0 };
     let sketch = Sketch::with(basis, steps, &at, 2, &Control::default()).unwrap();
     let caps = Caps::new(dim, &row, &[0.0]).unwrap();
     for kernels in IntKernels::available() {
-        let mut queries = Queries::with(kernels, &sketch, &caps, &[0]);
+        let mut queries = QueryCodes::with(kernels, &sketch, &caps, &[0]);
         for threshold in [-0.97, 0.0, 0.97] {
             queries.set_threshold(0, threshold);
-            let levels = queries.prefix_levels(0, &[0]).unwrap();
+            let levels = queries.first_and_second(0, &[0]).unwrap();
             let decided: Vec<Option<bool>> = (0..2).map(|r| bit(&levels[1][0], r)).collect();
             assert_eq!(decided, [Some(true), Some(false)], "{} {threshold}", kernels.name());
         }
@@ -350,11 +350,11 @@ fn sketches_decide_most_rows() {
     let sketch = Sketch::build(&at, (n, dim), 3, &Control::default()).unwrap();
     let bounds = [0.9];
     let caps = Caps::new(dim, &rows[..dim], &bounds).unwrap();
-    let queries = Queries::new(&sketch, &caps, &[0]);
+    let queries = QueryCodes::new(&sketch, &caps, &[0]);
     let mut unsure = [0; 2];
     let mut settling = Settling::default();
     for tile in 0..n / TILE {
-        unsure[0] += queries.prefix_levels(tile, &[0]).unwrap()[1][0].unsure.count_ones();
+        unsure[0] += queries.first_and_second(tile, &[0]).unwrap()[1][0].unsure.count_ones();
         let mut out = [Decision::default()];
         queries.settle(tile, &[0], u64::MAX, &mut settling, &mut out).unwrap();
         unsure[1] += out[0].unsure.count_ones();

@@ -9,7 +9,7 @@ use crate::control::{Call, Control};
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
 use crate::sketch::{
-    Basis, Fold, LONGEST, MAX_PREFIX, MAX_STEP, Sketch, Steps, TERMS, TILE, Widths, padded, wide_bytes,
+    Basis, Fold, LONGEST, MAX_SECOND, MAX_STEP, Sketch, Steps, TERMS, TILE, Widths, padded, wide_bytes,
 };
 use crate::store::{Array, Folder, FolderWriter};
 use crate::vectors::{NormRange, Precision, Vectors, row, with_elements};
@@ -123,8 +123,8 @@ impl Meta {
 
     /// Says what no sketch can have, if anything.
     fn sketch_fault(&self) -> Option<String> {
-        if self.prefix == 0 || self.prefix > self.dim || self.prefix > MAX_PREFIX {
-            return Some(format!("expected a sketch of 1 to {} dims, found {self:?}", self.dim.min(MAX_PREFIX)));
+        if self.prefix == 0 || self.prefix > self.dim || self.prefix > MAX_SECOND {
+            return Some(format!("expected a sketch of 1 to {} dims, found {self:?}", self.dim.min(MAX_SECOND)));
         }
         if self.first == 0 || self.first > self.prefix || (!self.first.is_multiple_of(4) && self.first != self.prefix) {
             let found = (self.first, self.prefix);

@@ -1,10 +1,10 @@
 //! The tile loops, written once over [`Lanes`].
 
-use super::{Asked, Asking, Decision, Dense, First, LeadTerms, Prefix, PrefixTerms, Test, WideTest};
+use super::{Decision, First, OpenRows, Quarters, RefinementTerms, Second, SecondTerms, Test, WideTest, WideTile};
 use crate::sketch::TILE;
 use crate::sketch::levels::Bounds;
 
-/// Rows that one register set holds.
+/// WideRows that one register set holds.
 pub(super) const ROWS: usize = 16;
 
 const PARTS: usize = TILE / ROWS;
@@ -41,7 +41,7 @@ pub(super) trait Lanes {
         test: &Test,
         values: *mut f32,
     ) -> (u16, u16);
-    /// Bits of rows surely inside, and of rows not surely outside, by the test of one of the wider levels; updates sixteen
+    /// Bits of rows surely inside, and of rows not surely outside, by the test of one of the wide levels; updates sixteen
     /// values, `residuals` has as many readable numbers.
     unsafe fn wide_test(sums: Self::Sums, values: *mut f32, residuals: *const f32, test: &WideTest) -> (u16, u16);
     /// Adds `scale sum` to sixteen values.
@@ -108,81 +108,82 @@ unsafe fn first_block<L: Lanes, const Q: usize>(
 /// # Safety
 /// As for [`Lanes`], and the lengths that [`super::IntKernels`] checks.
 #[inline(always)]
-pub(super) unsafe fn group<L: Lanes>(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+pub(super) unsafe fn group<L: Lanes>(second: &Second<'_>, queries: &[u32], out: &mut [Decision]) {
     let mut i = 0;
     // SAFETY: forwarded from the caller; `i` stays below the number of queries.
     unsafe {
         while i + 4 <= queries.len() {
-            group_block::<L, 4>(prefix, queries, i, out);
+            group_block::<L, 4>(second, queries, i, out);
             i += 4;
         }
         while i < queries.len() {
-            group_block::<L, 1>(prefix, queries, i, out);
+            group_block::<L, 1>(second, queries, i, out);
             i += 1;
         }
     }
 }
 
-/// The second level of a tile for those sixteen rows of each query of which some are asked for. `values` has one entry per
-/// query, `asking` is a buffer.
+/// The second level of a tile for those sixteen rows of each query of which some are open. `values` has one entry per
+/// query, `quarters` is a buffer.
 ///
 /// # Safety
 /// As for [`group`].
 #[inline(always)]
 pub(super) unsafe fn second<L: Lanes>(
-    prefix: &Prefix<'_>,
-    asked: &Asked<'_>,
+    second: &Second<'_>,
+    rows: &OpenRows<'_>,
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
-    asking: &mut Asking,
+    quarters: &mut Quarters,
 ) {
-    let masks = asked.masks;
-    asking.clear(masks.len());
+    let masks = rows.masks;
+    quarters.clear(masks.len());
     // SAFETY: forwarded from the caller; places stay below the number of queries, parts below four.
     unsafe {
         for (four, masks) in masks.chunks(4).enumerate() {
             // With most parts wanted it costs less to do all.
             let wanted: u32 = masks.iter().map(|mask| parts_of(*mask).count_ones()).sum();
             if masks.len() == 4 && wanted > 11 {
-                second_block::<L>(prefix, asked, 4 * four, out, values);
+                second_block::<L>(second, rows, 4 * four, out, values);
                 continue;
             }
             for (q, mask) in masks.iter().enumerate() {
                 *out.get_unchecked_mut(4 * four + q) = Decision::default();
-                asking.note(4 * four + q, *mask);
+                quarters.note(4 * four + q, *mask);
             }
         }
-        for (part, places) in asking.parts() {
+        for (part, places) in quarters.parts() {
             for places in places.chunks(8) {
                 if places.len() > 4 {
-                    second_part::<L, 8>(prefix, asked, (part, places), out, values);
+                    second_part::<L, 8>(second, rows, (part, places), out, values);
                 } else {
-                    second_part::<L, 4>(prefix, asked, (part, places), out, values);
+                    second_part::<L, 4>(second, rows, (part, places), out, values);
                 }
             }
         }
     }
 }
 
-/// Adds what the leading codes of queries lost to the values of those sixteen rows that each asks for.
+/// Adds what the codes of queries lose on the leading columns to the values of those sixteen rows in which each has open
+/// ones.
 ///
 /// # Safety
-/// As for [`group`]; every query that asks has values.
+/// As for [`group`]; every query with open rows has values.
 #[inline(always)]
 pub(super) unsafe fn refine<L: Lanes>(
-    prefix: &Prefix<'_>,
+    second: &Second<'_>,
     queries: &[u32],
-    asking: &Asking,
+    quarters: &Quarters,
     values: &mut [[f32; TILE]],
 ) {
-    for (part, places) in asking.parts() {
+    for (part, places) in quarters.parts() {
         for places in places.chunks(8) {
             // SAFETY: forwarded from the caller; parts are below four.
             unsafe {
                 if places.len() > 4 {
-                    lead_part::<L, 8>(prefix, queries, (part, places), values);
+                    refine_part::<L, 8>(second, queries, (part, places), values);
                 } else {
-                    lead_part::<L, 4>(prefix, queries, (part, places), values);
+                    refine_part::<L, 4>(second, queries, (part, places), values);
                 }
             }
         }
@@ -195,29 +196,30 @@ pub(super) unsafe fn refine<L: Lanes>(
 /// As for [`group`]; there are queries `at..at + 4`.
 #[inline(always)]
 unsafe fn second_block<L: Lanes>(
-    prefix: &Prefix<'_>,
-    asked: &Asked<'_>,
+    second: &Second<'_>,
+    rows: &OpenRows<'_>,
     at: usize,
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
 ) {
     // SAFETY: forwarded from the caller.
     unsafe {
-        let bounds = Bounds::of(prefix.terms);
+        let bounds = Bounds::of(second.terms);
         let places: [u32; 4] = std::array::from_fn(|q| (at + q) as u32);
-        let query = query_codes(prefix.query_codes, prefix.bytes, asked.queries, &places);
+        let query = query_codes(second.query_codes, second.bytes, rows.queries, &places);
         let mut sums = [[L::start(0); PARTS]; 4];
         for q in 0..4 {
-            sums[q] = [L::start(terms_of(prefix, asked.queries, places[q]).start); PARTS];
+            sums[q] = [L::start(terms_of(second, rows.queries, places[q]).start); PARTS];
         }
-        products::<L, 4>(prefix.codes.as_ptr(), (prefix.first, prefix.bytes), &query, &mut sums);
+        products::<L, 4>(second.codes.as_ptr(), (second.first, second.bytes), &query, &mut sums);
         for q in 0..4 {
-            let test = terms_of(prefix, asked.queries, places[q]).test(bounds);
-            let own = values.get_unchecked_mut(at + q).as_mut_ptr();
-            let (first, decision) = (first_sums(asked, at + q), out.get_unchecked_mut(at + q));
+            let test = terms_of(second, rows.queries, places[q]).test(bounds);
+            let values = values.get_unchecked_mut(at + q).as_mut_ptr();
+            let (first, decision) = (first_sums(rows, at + q), out.get_unchecked_mut(at + q));
             for p in 0..PARTS {
-                let terms = prefix.terms.as_ptr().add(p * ROWS);
-                let (inside, open) = L::test::<false>(sums[q][p], first.add(p * ROWS), terms, &test, own.add(p * ROWS));
+                let terms = second.terms.as_ptr().add(p * ROWS);
+                let (inside, open) =
+                    L::test::<false>(sums[q][p], first.add(p * ROWS), terms, &test, values.add(p * ROWS));
                 decision.set(p, inside, open);
             }
         }
@@ -230,108 +232,109 @@ unsafe fn second_block<L: Lanes>(
 /// As for [`group`]; places stay below the number of queries, `part` below four.
 #[inline(always)]
 unsafe fn second_part<L: Lanes, const Q: usize>(
-    prefix: &Prefix<'_>,
-    asked: &Asked<'_>,
+    second: &Second<'_>,
+    rows: &OpenRows<'_>,
     (part, places): (usize, &[u32]),
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
 ) {
     // SAFETY: forwarded from the caller.
     unsafe {
-        let codes = prefix.codes.as_ptr().add(part * ROWS * 4);
-        let bounds = Bounds::of(prefix.terms);
+        let codes = second.codes.as_ptr().add(part * ROWS * 4);
+        let bounds = Bounds::of(second.terms);
         let at: [u32; Q] = padded(places);
         let mut sums = [L::start(0); Q];
         for c in 0..Q {
-            sums[c] = L::start(terms_of(prefix, asked.queries, at[c]).start);
+            sums[c] = L::start(terms_of(second, rows.queries, at[c]).start);
         }
-        let query = query_codes(prefix.query_codes, prefix.bytes, asked.queries, &at);
-        together::<L, Q>(codes, (prefix.first, prefix.bytes), &query, &mut sums);
+        let query = query_codes(second.query_codes, second.bytes, rows.queries, &at);
+        together::<L, Q>(codes, (second.first, second.bytes), &query, &mut sums);
         for (c, place) in places.iter().enumerate() {
-            let test = terms_of(prefix, asked.queries, *place).test(bounds);
-            let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
-            let first = first_sums(asked, *place as usize).add(part * ROWS);
-            let (inside, open) = L::test::<false>(sums[c], first, prefix.terms.as_ptr().add(part * ROWS), &test, own);
+            let test = terms_of(second, rows.queries, *place).test(bounds);
+            let values = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
+            let first = first_sums(rows, *place as usize).add(part * ROWS);
+            let (inside, open) =
+                L::test::<false>(sums[c], first, second.terms.as_ptr().add(part * ROWS), &test, values);
             out.get_unchecked_mut(*place as usize).set(part, inside, open);
         }
     }
 }
 
-/// Adds to the values of sixteen rows what the leading codes of at most `Q` queries lost.
+/// Adds to the values of sixteen rows what the codes of at most `Q` queries lose on the leading columns.
 ///
 /// # Safety
 /// As for [`second_part`].
 #[inline(always)]
-unsafe fn lead_part<L: Lanes, const Q: usize>(
-    prefix: &Prefix<'_>,
+unsafe fn refine_part<L: Lanes, const Q: usize>(
+    second: &Second<'_>,
     queries: &[u32],
     (part, places): (usize, &[u32]),
     values: &mut [[f32; TILE]],
 ) {
     // SAFETY: forwarded from the caller.
     unsafe {
-        let codes = prefix.codes.as_ptr().add(part * ROWS * 4);
+        let codes = second.codes.as_ptr().add(part * ROWS * 4);
         let at: [u32; Q] = padded(places);
         let mut sums = [L::start(0); Q];
         for c in 0..Q {
-            sums[c] = L::start(lead_of(prefix, queries, at[c]).start);
+            sums[c] = L::start(refinement_of(second, queries, at[c]).start);
         }
-        let query = query_codes(prefix.lead_codes, prefix.lead, queries, &at);
-        together::<L, Q>(codes, (0, prefix.lead), &query, &mut sums);
+        let query = query_codes(second.refinement_codes, second.leading, queries, &at);
+        together::<L, Q>(codes, (0, second.leading), &query, &mut sums);
         for (c, place) in places.iter().enumerate() {
-            let scale = lead_of(prefix, queries, *place).scale;
-            let own = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
-            L::add_values(sums[c], scale, own);
+            let scale = refinement_of(second, queries, *place).scale;
+            let values = values.get_unchecked_mut(*place as usize).as_mut_ptr().add(part * ROWS);
+            L::add_values(sums[c], scale, values);
         }
     }
 }
 
-/// One of the wider levels, for all rows of a tile and all queries of `dense`.
+/// One of the wide levels, for all rows of a tile and all queries of `tile`.
 ///
 /// # Safety
 /// As for [`Lanes`], and the lengths that [`super::IntKernels`] checks.
 #[inline(always)]
-pub(super) unsafe fn dense<L: Lanes>(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
+pub(super) unsafe fn wide_tile<L: Lanes>(tile: &WideTile<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
     let mut i = 0;
     // SAFETY: forwarded from the caller; `i` stays below the number of queries.
     unsafe {
         while i + 4 <= out.len() {
-            dense_block::<L, 4>(dense, i, values, out);
+            wide_tile_block::<L, 4>(tile, i, values, out);
             i += 4;
         }
         while i < out.len() {
-            dense_block::<L, 1>(dense, i, values, out);
+            wide_tile_block::<L, 1>(tile, i, values, out);
             i += 1;
         }
     }
 }
 
 /// # Safety
-/// As for [`dense`]; there are queries `first..first + Q`.
+/// As for [`wide_tile`]; there are queries `first..first + Q`.
 #[inline(always)]
-unsafe fn dense_block<L: Lanes, const Q: usize>(
-    dense: &Dense<'_>,
+unsafe fn wide_tile_block<L: Lanes, const Q: usize>(
+    tile: &WideTile<'_>,
     first: usize,
     values: &mut [[f32; TILE]],
     out: &mut [Decision],
 ) {
     // SAFETY: the tile has `bytes` codes per row, every query that many from place `from` on, every place has values.
     unsafe {
-        let mut query = [dense.query_codes.as_ptr().add(dense.from); Q];
+        let mut query = [tile.query_codes.as_ptr().add(tile.from); Q];
         for q in 0..Q {
-            query[q] = query[q].add(*dense.queries.get_unchecked(first + q) as usize * dense.stride);
+            query[q] = query[q].add(*tile.queries.get_unchecked(first + q) as usize * tile.stride);
         }
         let mut sums = [[L::start(0); PARTS]; Q];
         for q in 0..Q {
-            sums[q] = [L::start(dense.tests.get_unchecked(first + q).start); PARTS];
+            sums[q] = [L::start(tile.tests.get_unchecked(first + q).start); PARTS];
         }
-        products::<L, Q>(dense.codes.as_ptr(), (0, dense.bytes), &query, &mut sums);
+        products::<L, Q>(tile.codes.as_ptr(), (0, tile.bytes), &query, &mut sums);
         for q in 0..Q {
-            let values = values.get_unchecked_mut(*dense.places.get_unchecked(first + q)).as_mut_ptr();
-            let test = dense.tests.get_unchecked(first + q);
+            let values = values.get_unchecked_mut(*tile.places.get_unchecked(first + q)).as_mut_ptr();
+            let test = tile.tests.get_unchecked(first + q);
             let decision = out.get_unchecked_mut(first + q);
             for p in 0..PARTS {
-                let residuals = dense.residuals.as_ptr().add(p * ROWS);
+                let residuals = tile.residuals.as_ptr().add(p * ROWS);
                 let (inside, open) = L::wide_test(sums[q][p], values.add(p * ROWS), residuals, test);
                 decision.set(p, inside, open);
             }
@@ -356,25 +359,25 @@ fn padded<const Q: usize>(places: &[u32]) -> [u32; Q] {
 /// # Safety
 /// `at` names queries that are there.
 #[inline(always)]
-unsafe fn terms_of<'a>(prefix: &Prefix<'a>, queries: &[u32], place: u32) -> &'a PrefixTerms {
+unsafe fn terms_of<'a>(second: &Second<'a>, queries: &[u32], place: u32) -> &'a SecondTerms {
     // SAFETY: forwarded from the caller.
-    unsafe { prefix.query_terms.get_unchecked(*queries.get_unchecked(place as usize) as usize) }
+    unsafe { second.query_terms.get_unchecked(*queries.get_unchecked(place as usize) as usize) }
 }
 
 /// # Safety
 /// There is a query `place`.
 #[inline(always)]
-unsafe fn first_sums(asked: &Asked<'_>, place: usize) -> *const i32 {
+unsafe fn first_sums(rows: &OpenRows<'_>, place: usize) -> *const i32 {
     // SAFETY: forwarded from the caller; places were checked against the sums.
-    unsafe { asked.sums.get_unchecked(*asked.places.get_unchecked(place)).as_ptr() }
+    unsafe { rows.sums.get_unchecked(*rows.places.get_unchecked(place)).as_ptr() }
 }
 
 /// # Safety
 /// As for [`terms_of`].
 #[inline(always)]
-unsafe fn lead_of<'a>(prefix: &Prefix<'a>, queries: &[u32], place: u32) -> &'a LeadTerms {
+unsafe fn refinement_of<'a>(second: &Second<'a>, queries: &[u32], place: u32) -> &'a RefinementTerms {
     // SAFETY: forwarded from the caller.
-    unsafe { prefix.lead_terms.get_unchecked(*queries.get_unchecked(place as usize) as usize) }
+    unsafe { second.refinement_terms.get_unchecked(*queries.get_unchecked(place as usize) as usize) }
 }
 
 /// # Safety
@@ -444,32 +447,32 @@ unsafe fn products<L: Lanes, const Q: usize>(
 /// # Safety
 /// As for [`group`]; there are queries `at..at + Q`.
 #[inline(always)]
-unsafe fn group_block<L: Lanes, const Q: usize>(prefix: &Prefix<'_>, queries: &[u32], at: usize, out: &mut [Decision]) {
+unsafe fn group_block<L: Lanes, const Q: usize>(second: &Second<'_>, queries: &[u32], at: usize, out: &mut [Decision]) {
     // SAFETY: the codes hold `bytes` bytes per tile and query, of which the first level's come first; the terms hold
     // fields of TILE numbers each.
     unsafe {
-        let (codes, bounds) = (prefix.codes.as_ptr(), Bounds::of(prefix.terms));
+        let (codes, bounds) = (second.codes.as_ptr(), Bounds::of(second.terms));
         let places: [u32; Q] = std::array::from_fn(|q| (at + q) as u32);
-        let query = query_codes(prefix.query_codes, prefix.bytes, queries, &places);
+        let query = query_codes(second.query_codes, second.bytes, queries, &places);
         let mut sums = [[L::start(0); PARTS]; Q];
         for q in 0..Q {
             let number = *queries.get_unchecked(at + q) as usize;
-            sums[q] = [L::start(prefix.first_terms.get_unchecked(number).start); PARTS];
+            sums[q] = [L::start(second.first_terms.get_unchecked(number).start); PARTS];
         }
-        products::<L, Q>(codes, (0, prefix.first), &query, &mut sums);
+        products::<L, Q>(codes, (0, second.first), &query, &mut sums);
         let mut first = [[0; TILE]; Q];
         for q in 0..Q {
             for p in 0..PARTS {
                 L::store(sums[q][p], first[q].as_mut_ptr().add(p * ROWS));
             }
-            sums[q] = [L::start(terms_of(prefix, queries, places[q]).start); PARTS];
+            sums[q] = [L::start(terms_of(second, queries, places[q]).start); PARTS];
         }
-        products::<L, Q>(codes, (prefix.first, prefix.bytes), &query, &mut sums);
+        products::<L, Q>(codes, (second.first, second.bytes), &query, &mut sums);
         for q in 0..Q {
-            let test = terms_of(prefix, queries, places[q]).test(bounds);
+            let test = terms_of(second, queries, places[q]).test(bounds);
             let decision = out.get_unchecked_mut(at + q);
             for p in 0..PARTS {
-                let (first, at) = (first[q].as_ptr().add(p * ROWS), prefix.terms.as_ptr().add(p * ROWS));
+                let (first, at) = (first[q].as_ptr().add(p * ROWS), second.terms.as_ptr().add(p * ROWS));
                 let (inside, open) = L::test::<true>(sums[q][p], first, at, &test, std::ptr::null_mut());
                 decision.set(p, inside, open);
             }

@@ -1,18 +1,18 @@
 //! Integer dot products of a tile of codes with many queries, and the test that follows: one loop, one instantiation per
 //! instruction set, chosen once at run time.
 
-mod asking;
 mod generic;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
 mod portable;
+mod quarters;
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 use std::sync::OnceLock;
 
-pub(crate) use asking::Asking;
+pub(crate) use quarters::Quarters;
 
 use super::TILE;
 use super::levels::{Bounds, TERMS};
@@ -42,14 +42,14 @@ impl FirstTerms {
     }
 }
 
-/// What the second level needs of one query beside its code; the counterpart of [`Bounds`], norms are rounded up. One cache
+/// What the second level, and tiles, need of one query beside its code; the counterpart of [`Bounds`], norms are rounded up. One cache
 /// line: the loops meet all queries of a block for every tile.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
-pub(crate) struct PrefixTerms {
-    /// Where the integer sum of the level's own columns starts, which takes away that codes of rows are stored plus 128.
+pub(crate) struct SecondTerms {
+    /// Where the integer sum of the columns that the level adds starts, which takes away that codes of rows are stored plus 128.
     pub start: i32,
-    /// What the first level's sum is worth, and that of the level's own columns.
+    /// What the first level's sum is worth, and that of the columns that the level adds.
     pub first_scale: f32,
     pub scale: f32,
     /// `<q, mu>`.
@@ -71,25 +71,25 @@ pub(crate) struct PrefixTerms {
     pub outside: f32,
 }
 
-/// What the wider levels need of one query beside its code.
+/// What the wide levels need of one query beside its code.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WideTerms {
     pub third_scale: f32,
     pub third_start: i32,
-    pub last_scale: f32,
-    pub last_start: i32,
+    pub fourth_scale: f32,
+    pub fourth_start: i32,
     /// What the third level's columns leave over.
     pub third_residual: f32,
     /// What each of a tile's [`Bounds`] costs.
     pub third_costs: Bounds,
-    pub last_costs: Bounds,
+    pub fourth_costs: Bounds,
     pub inside: f32,
     pub outside: f32,
 }
 
-/// What the second code of a query's leading columns is worth, and where its sum starts.
+/// What the refinement of a query's code is worth, and where its sum starts.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LeadTerms {
+pub(crate) struct RefinementTerms {
     pub scale: f32,
     pub start: i32,
 }
@@ -107,7 +107,7 @@ struct Test {
     outside: f32,
 }
 
-impl PrefixTerms {
+impl SecondTerms {
     /// Errors that all rows of a tile share are part of the thresholds.
     #[inline(always)]
     fn test(&self, bounds: &Bounds) -> Test {
@@ -143,13 +143,13 @@ impl WideTerms {
         }
     }
 
-    /// The last level's test for the rows of a tile.
+    /// The fourth level's test for the rows of a tile.
     #[inline]
-    pub fn last(&self, bounds: &Bounds) -> WideTest {
-        let error = self.last_costs.times(bounds);
+    pub fn fourth(&self, bounds: &Bounds) -> WideTest {
+        let error = self.fourth_costs.times(bounds);
         WideTest {
-            scale: self.last_scale,
-            start: self.last_start,
+            scale: self.fourth_scale,
+            start: self.fourth_start,
             residual: 0.0,
             inside: self.inside + error,
             outside: self.outside - error,
@@ -157,8 +157,8 @@ impl WideTerms {
     }
 }
 
-/// The test of one query at one of the wider levels: with `value + scale sum`, summed from `start`, for the new value of a row, and
-/// `residual` times what the level's columns leave of it for the error that is its own, a value of at least `inside` is
+/// The test of one query at one of the wide levels: with `value + scale sum`, summed from `start`, for the new value of a row, and
+/// `residual` times what the level's columns leave of it for the error that is the row's alone, a value of at least `inside` is
 /// inside, below `outside` it is outside.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct WideTest {
@@ -186,7 +186,7 @@ impl WideTest {
     }
 }
 
-/// Rows that the loops take at a time.
+/// WideRows that the loops take at a time.
 pub(crate) const QUARTER: usize = 16;
 
 /// One bit per row of a tile.
@@ -236,52 +236,52 @@ pub(crate) struct First<'a> {
     pub query_terms: &'a [FirstTerms],
 }
 
-/// The prefix codes of 64 rows or tiles, and those of the queries.
-pub(crate) struct Prefix<'a> {
+/// What the second level reads of 64 rows or tiles, and of the queries; its codes hold those of the first level.
+pub(crate) struct Second<'a> {
     /// Codes, interleaved by groups of four dims.
     pub codes: &'a [u8],
     /// Fields of 64 numbers each, then [`Bounds`].
     pub terms: &'a [f32],
-    /// Bytes of a code that the first level reads, too, and of all, and of the leading columns.
+    /// Bytes of a code that the first level reads, too, of the whole code, and of the columns that are refined.
     pub first: usize,
     pub bytes: usize,
-    pub lead: usize,
+    pub leading: usize,
     /// Of all queries: codes, and terms of both levels.
     pub query_codes: &'a [i8],
     pub first_terms: &'a [FirstTerms],
-    pub query_terms: &'a [PrefixTerms],
-    /// Second codes of the leading columns, `lead` each, and their terms.
-    pub lead_codes: &'a [i8],
-    pub lead_terms: &'a [LeadTerms],
+    pub query_terms: &'a [SecondTerms],
+    /// The refinements of their codes, `leading` bytes each, and their terms.
+    pub refinement_codes: &'a [i8],
+    pub refinement_terms: &'a [RefinementTerms],
 }
 
-impl Prefix<'_> {
+impl Second<'_> {
     /// # Panics
     /// If lengths do not fit.
     fn check(&self, queries: &[u32]) {
-        let (count, parts) = (self.query_terms.len(), [self.first, self.bytes, self.lead]);
+        let (count, parts) = (self.query_terms.len(), [self.first, self.bytes, self.leading]);
         assert!(parts.iter().all(|b| b.is_multiple_of(4) && *b <= self.bytes));
         assert!(self.codes.len() == TILE * self.bytes && self.terms.len() == TERMS);
         assert!(self.query_codes.len() == count * self.bytes && self.first_terms.len() == count);
-        assert!(self.lead_codes.len() == count * self.lead && self.lead_terms.len() == count);
+        assert!(self.refinement_codes.len() == count * self.leading && self.refinement_terms.len() == count);
         assert!(queries.iter().all(|q| (*q as usize) < count));
     }
 }
 
-/// What is asked of the second level.
-pub(crate) struct Asked<'a> {
+/// The queries that have open rows in a tile.
+pub(crate) struct OpenRows<'a> {
     /// Numbers of the queries.
     pub queries: &'a [u32],
-    /// Of each, the rows in question.
+    /// Of each, these rows.
     pub masks: &'a [u64],
     /// Of each, where the first level's sums are.
     pub places: &'a [usize],
     pub sums: &'a [[i32; TILE]],
 }
 
-/// What one of the wider levels reads of all rows of a tile, interleaved like the codes of a prefix, and the queries that
-/// ask for it.
-pub(crate) struct Dense<'a> {
+/// What one of the wide levels reads of all rows of a tile, interleaved like those of the second level, and
+/// the queries with many open rows.
+pub(crate) struct WideTile<'a> {
     pub codes: &'a [u8],
     /// Bytes per row.
     pub bytes: usize,
@@ -289,7 +289,7 @@ pub(crate) struct Dense<'a> {
     pub query_codes: &'a [i8],
     pub stride: usize,
     pub from: usize,
-    /// Numbers of those that ask, where the values of each are, and their tests.
+    /// Numbers of these queries, where the values of each are, and their tests.
     pub queries: &'a [u32],
     pub places: &'a [usize],
     pub tests: &'a [WideTest],
@@ -297,8 +297,8 @@ pub(crate) struct Dense<'a> {
     pub residuals: &'a [f32],
 }
 
-/// What one of the wider levels reads of a tile's rows, one after the other.
-pub(crate) struct Rows<'a> {
+/// What one of the wide levels reads of a tile's rows, one after the other.
+pub(crate) struct WideRows<'a> {
     /// Their codes (plus 128), `stride` bytes from row to row; a last tile may have fewer than 64.
     pub codes: &'a [u8],
     pub stride: usize,
@@ -307,20 +307,20 @@ pub(crate) struct Rows<'a> {
 }
 
 type FirstLevel = unsafe fn(&First<'_>, &[u32], &mut [u64], &mut [[i32; TILE]]);
-type Wide = unsafe fn(&Rows<'_>, &[i8], u64, &mut [f32; TILE], &WideTest) -> Decision;
-type Second = unsafe fn(&Prefix<'_>, &Asked<'_>, &mut [Decision], &mut [[f32; TILE]], &mut Asking);
-type Refine = unsafe fn(&Prefix<'_>, &[u32], &Asking, &mut [[f32; TILE]]);
+type RowByRow = unsafe fn(&WideRows<'_>, &[i8], u64, &mut [f32; TILE], &WideTest) -> Decision;
+type SecondLevel = unsafe fn(&Second<'_>, &OpenRows<'_>, &mut [Decision], &mut [[f32; TILE]], &mut Quarters);
+type Refine = unsafe fn(&Second<'_>, &[u32], &Quarters, &mut [[f32; TILE]]);
 
 /// The kernels of one instruction set. Holding one proves that the CPU has it.
 #[derive(Clone, Copy)]
 pub(crate) struct IntKernels {
     name: &'static str,
     first: FirstLevel,
-    second: Second,
+    second: SecondLevel,
     refine: Refine,
-    group: unsafe fn(&Prefix<'_>, &[u32], &mut [Decision]),
-    dense: unsafe fn(&Dense<'_>, &mut [[f32; TILE]], &mut [Decision]),
-    wide: Wide,
+    group: unsafe fn(&Second<'_>, &[u32], &mut [Decision]),
+    wide_tile: unsafe fn(&WideTile<'_>, &mut [[f32; TILE]], &mut [Decision]),
+    wide_rows: RowByRow,
     interleave: unsafe fn(&[u8], usize, usize, &mut [u8]),
 }
 
@@ -364,51 +364,49 @@ impl IntKernels {
         unsafe { (self.first)(first, queries, open, sums) }
     }
 
-    /// `out[i]` decides for query `i` of those that ask, by the second level, the rows of a tile that it asks for; what it
-    /// says of others means nothing. For rows that stay open, `values[i]` gets the estimates of the dot products.
+    /// `out[i]` decides by the second level, for query `i` of those with open rows in a tile, these rows; what it says of
+    /// others means nothing. `values[i]` gets the estimates of their dot products.
     ///
     /// # Panics
     /// If lengths do not fit.
     pub fn second(
         &self,
-        prefix: &Prefix<'_>,
-        asked: &Asked<'_>,
+        second: &Second<'_>,
+        rows: &OpenRows<'_>,
         out: &mut [Decision],
         values: &mut [[f32; TILE]],
-        asking: &mut Asking,
+        quarters: &mut Quarters,
     ) {
-        let count = asked.queries.len();
-        prefix.check(asked.queries);
-        assert!(
-            out.len() == count && values.len() == count && asked.masks.len() == count && asked.places.len() == count
-        );
-        assert!(asked.places.iter().all(|p| *p < asked.sums.len()));
+        let count = rows.queries.len();
+        second.check(rows.queries);
+        assert!(out.len() == count && values.len() == count && rows.masks.len() == count && rows.places.len() == count);
+        assert!(rows.places.iter().all(|p| *p < rows.sums.len()));
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.second)(prefix, asked, out, values, asking) }
+        unsafe { (self.second)(second, rows, out, values, quarters) }
     }
 
-    /// Adds to `values[place]`, for every sixteen rows that `asking` has for it, what the code of query `queries[place]` lost
-    /// on the leading columns.
+    /// Adds to `values[place]`, for every sixteen rows that `quarters` has for it, what the code of query `queries[place]`
+    /// loses on the leading columns.
     ///
     /// # Panics
     /// If lengths do not fit.
-    pub fn refine(&self, prefix: &Prefix<'_>, queries: &[u32], asking: &Asking, values: &mut [[f32; TILE]]) {
-        prefix.check(queries);
+    pub fn refine(&self, second: &Second<'_>, queries: &[u32], quarters: &Quarters, values: &mut [[f32; TILE]]) {
+        second.check(queries);
         assert!(values.len() == queries.len());
-        assert!(asking.parts().all(|(_, places)| places.iter().all(|place| (*place as usize) < queries.len())));
+        assert!(quarters.parts().all(|(_, places)| places.iter().all(|place| (*place as usize) < queries.len())));
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.refine)(prefix, queries, asking, values) }
+        unsafe { (self.refine)(second, queries, quarters, values) }
     }
 
     /// `out[i]` decides 64 tiles, each as a whole, for query `queries[i]`.
     ///
     /// # Panics
     /// If lengths do not fit.
-    pub fn group(&self, prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
-        prefix.check(queries);
+    pub fn group(&self, second: &Second<'_>, queries: &[u32], out: &mut [Decision]) {
+        second.check(queries);
         assert!(out.len() == queries.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.group)(prefix, queries, out) }
+        unsafe { (self.group)(second, queries, out) }
     }
 
     /// Hints that `codes` will be read soon.
@@ -422,28 +420,28 @@ impl IntKernels {
         let _ = codes;
     }
 
-    /// `out[i]` decides all rows of a tile by one of the wider levels for query `queries[i]`, and updates its values.
+    /// `out[i]` decides all rows of a tile by one of the wide levels for query `queries[i]`, and updates its values.
     ///
     /// # Panics
     /// If lengths do not fit.
-    pub fn dense(&self, dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
-        let Dense { codes, bytes, query_codes, stride, from, queries, places, tests, residuals } = dense;
+    pub fn wide_tile(&self, tile: &WideTile<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
+        let WideTile { codes, bytes, query_codes, stride, from, queries, places, tests, residuals } = tile;
         assert!(bytes.is_multiple_of(4) && codes.len() == TILE * bytes && residuals.len() == TILE);
         assert!(queries.iter().all(|q| *q as usize * stride + from + bytes <= query_codes.len()));
         assert!(places.iter().all(|p| *p < values.len()));
         assert!(queries.len() == out.len() && places.len() == out.len() && tests.len() == out.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.dense)(dense, values, out) }
+        unsafe { (self.wide_tile)(tile, values, out) }
     }
 
-    /// Decides the rows that are bits of `mask` by one of the wider levels; those that stay open have their `values` updated.
+    /// Decides the rows that are bits of `mask` by one of the wide levels, and updates their `values`.
     ///
     /// # Panics
     /// If the query is longer than the stride or no multiple of 64, or `mask` names a row that is not there.
     #[inline]
-    pub fn wide(
+    pub fn wide_rows(
         &self,
-        rows: &Rows<'_>,
+        rows: &WideRows<'_>,
         query: &[i8],
         mask: u64,
         values: &mut [f32; TILE],
@@ -453,7 +451,7 @@ impl IntKernels {
         assert!(query.len().is_multiple_of(64) && query.len() <= rows.stride);
         assert!(there == 0 || rows.codes.len() >= (there - 1) * rows.stride + query.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
-        unsafe { (self.wide)(rows, query, mask, values, test) }
+        unsafe { (self.wide_rows)(rows, query, mask, values, test) }
     }
 
     /// Writes `bytes` bytes of each of at most sixteen rows, which are `stride` apart, interleaved by groups of four, as those

@@ -2,7 +2,7 @@
 
 use super::generic::{self, Lanes, ROWS};
 use super::rows::{interleave, one_by_one};
-use super::{Asked, Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
+use super::{Decision, First, IntKernels, OpenRows, Quarters, Second, Test, WideRows, WideTest, WideTile};
 use crate::sketch::TILE;
 use crate::sketch::fold::unpair;
 use crate::sketch::levels::field;
@@ -117,40 +117,46 @@ unsafe fn first(first: &First<'_>, queries: &[u32], open: &mut [u64], sums: &mut
     unsafe { generic::first::<Portable>(first, queries, open, sums) }
 }
 
-unsafe fn group(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+unsafe fn group(second: &Second<'_>, queries: &[u32], out: &mut [Decision]) {
     // SAFETY: as above.
-    unsafe { generic::group::<Portable>(prefix, queries, out) }
+    unsafe { generic::group::<Portable>(second, queries, out) }
 }
 
 unsafe fn second(
-    prefix: &Prefix<'_>,
-    asked: &Asked<'_>,
+    second: &Second<'_>,
+    rows: &OpenRows<'_>,
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
-    asking: &mut Asking,
+    quarters: &mut Quarters,
 ) {
     // SAFETY: as above.
-    unsafe { generic::second::<Portable>(prefix, asked, out, values, asking) }
+    unsafe { generic::second::<Portable>(second, rows, out, values, quarters) }
 }
 
-unsafe fn refine(prefix: &Prefix<'_>, queries: &[u32], asking: &Asking, values: &mut [[f32; TILE]]) {
+unsafe fn refine(second: &Second<'_>, queries: &[u32], quarters: &Quarters, values: &mut [[f32; TILE]]) {
     // SAFETY: as above.
-    unsafe { generic::refine::<Portable>(prefix, queries, asking, values) }
+    unsafe { generic::refine::<Portable>(second, queries, quarters, values) }
 }
 
-unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
+unsafe fn wide_tile(tile: &WideTile<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
     // SAFETY: as above.
-    unsafe { generic::dense::<Portable>(dense, values, out) }
+    unsafe { generic::wide_tile::<Portable>(tile, values, out) }
 }
 
 fn dot(row: &[u8], query: &[i8]) -> i32 {
     row.iter().zip(query).map(|(x, q)| i32::from(*x) * i32::from(*q)).sum()
 }
 
-unsafe fn wide(rows: &Rows<'_>, query: &[i8], mask: u64, values: &mut [f32; TILE], test: &WideTest) -> Decision {
+unsafe fn wide_rows(
+    rows: &WideRows<'_>,
+    query: &[i8],
+    mask: u64,
+    values: &mut [f32; TILE],
+    test: &WideTest,
+) -> Decision {
     // SAFETY: as above.
     unsafe { one_by_one(rows, query, mask, values, test, dot) }
 }
 
 pub(super) const KERNELS: IntKernels =
-    IntKernels { name: "portable", first, second, refine, dense, group, wide, interleave };
+    IntKernels { name: "portable", first, second, refine, wide_tile, group, wide_rows, interleave };

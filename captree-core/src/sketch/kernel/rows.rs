@@ -1,16 +1,16 @@
-//! The wider levels' codes, which lie row by row, in plain Rust.
+//! The wide levels' codes, which lie row by row, in plain Rust.
 
 use super::generic::ROWS;
-use super::{Decision, Rows, WideTest};
+use super::{Decision, WideRows, WideTest};
 use crate::sketch::TILE;
 
 /// Decides the rows of `mask`, given how a row and a query of the same length are multiplied.
 ///
 /// # Safety
-/// As for [`super::IntKernels::wide`], and what `dot` needs.
+/// As for [`super::IntKernels::wide_rows`], and what `dot` needs.
 #[inline(always)]
 pub(super) unsafe fn one_by_one(
-    rows: &Rows<'_>,
+    rows: &WideRows<'_>,
     query: &[i8],
     mask: u64,
     values: &mut [f32; TILE],

@@ -11,12 +11,12 @@ const DIM: usize = 80;
 const WIDTHS: Widths = Widths { first: 4, second: 68, third: 72, all: 76 };
 
 /// An axis, and one beside it, of each kind: read by the first level, by the second and refined, by the second and not
-/// refined, by the third, by the last, by none.
+/// refined, by the third, by the fourth, by none.
 const FIRST: [usize; 2] = [0, 1];
 const SECOND: [usize; 2] = [4, 5];
-const PLAIN: [usize; 2] = [64, 65];
+const UNREFINED: [usize; 2] = [64, 65];
 const THIRD: [usize; 2] = [68, 69];
-const REST: [usize; 2] = [72, 73];
+const FOURTH: [usize; 2] = [72, 73];
 const NONE: usize = 76;
 
 /// The step of all codes, and a coordinate that lies in the middle between two codes.
@@ -42,14 +42,14 @@ struct Case {
     mean: f32,
     /// What the stored `shift` is made off by; `spread` is made to say so.
     off: f32,
-    /// Takes the term's factor away, if it is one of the tree's own.
+    /// Takes the term's factor away, if it belongs to the tree.
     folded: Option<fn(&mut Fold)>,
 }
 
 impl Case {
     fn of(name: &'static str, factor: usize, row: &[(usize, f32)], query: &[(usize, f32)]) -> Self {
         let (rows, query) = ([row.to_vec(), row.to_vec()], query.to_vec());
-        let steps = Steps { first: STEP, second: STEP, third: STEP, rest: STEP };
+        let steps = Steps { first: STEP, second: STEP, third: STEP, fourth: STEP };
         Case { name, factor, is_tile: false, rows, query, steps, mean: 0.0, off: 0.0, folded: None }
     }
 
@@ -109,20 +109,20 @@ fn vector(coordinates: &[(usize, f32)]) -> Vec<f32> {
     out
 }
 
-/// What the second code of a query's leading columns loses. Its step fits the largest loss, times the row's step: one of the
-/// first level's columns, made large, leaves the others without a second code. They are many, and each loses a little.
-fn second_code() -> Case {
-    let steps = Steps { first: STEP, second: STEP / 16.0, third: STEP, rest: STEP };
+/// What the refinement of a query's code loses. Its step fits the largest loss, times the row's step: one of the
+/// first level's columns, made large, leaves the others without a refinement. They are many, and each loses a little.
+fn query_refinement() -> Case {
+    let steps = Steps { first: STEP, second: STEP / 16.0, third: STEP, fourth: STEP };
     let (large, small) = (0.95, 0.04);
     // Steps of the query's codes, as they come out: its largest coordinate of each level is 127 of them.
     let [first, second] = [large / 127.0, small / 127.0];
     let columns = || WIDTHS.first..64;
     let row: Vec<(usize, f32)> = columns().map(|k| (k, 127.0 * steps.second)).collect();
     let mut query: Vec<(usize, f32)> = columns().map(|k| (k, 10.4 * second)).collect();
-    query.extend([(FIRST[0], large), (FIRST[1], 20.5 * first), (PLAIN[0], small)]);
+    query.extend([(FIRST[0], large), (FIRST[1], 20.5 * first), (UNREFINED[0], small)]);
     let rest = 1.0 - query.iter().map(|(_, x)| x * x).sum::<f32>();
     query.push((NONE, rest.max(0.0).sqrt()));
-    Case { steps, ..Case::of("lead length", BOUNDS + 5, &row, &query) }
+    Case { steps, ..Case::of("leading length", BOUNDS + 5, &row, &query) }
 }
 
 fn cases() -> Vec<Case> {
@@ -136,25 +136,25 @@ fn cases() -> Vec<Case> {
     let tile = |case: Case| Case { is_tile: true, ..case };
     let apart = || [vec![(FIRST[0], 0.75)], vec![(FIRST[0], 0.25)]];
     let clipped = Steps { first: 1.0 / 512.0, ..Case::lost("", 0, FIRST).steps };
-    let finer = [(FIRST[0], 0.6), (REST[0], 0.8)];
+    let finer = [(FIRST[0], 0.6), (FOURTH[0], 0.8)];
     vec![
         Case::lost("first lost", 0, FIRST),
         Case::length("first length", 1, FIRST),
         Case::lost("second lost", 2, SECOND),
         Case::length("second length", 3, SECOND),
-        Case::lost("second lost, not refined", 2, PLAIN),
-        Case::length("second length, not refined", 3, PLAIN),
-        second_code(),
+        Case::lost("second lost, not refined", 2, UNREFINED),
+        Case::length("second length, not refined", 3, UNREFINED),
+        query_refinement(),
         // Beyond what both of the row's codes reach.
-        Case { steps: clipped, ..Case::lost("fine lost", 6, FIRST) },
-        // The refinement shares its step with the last columns, which makes it too coarse.
-        Case::of("fine length", BOUNDS + 7, &[(FIRST[0], HALFWAY)], &finer),
-        Case::lost("plain lost", 8, PLAIN),
-        Case::length("plain length", 9, PLAIN),
+        Case { steps: clipped, ..Case::lost("refinement lost", 6, FIRST) },
+        // The refinement shares its step with the columns of the fourth level, which makes it too coarse.
+        Case::of("refinement length", BOUNDS + 7, &[(FIRST[0], HALFWAY)], &finer),
+        Case::lost("unrefined lost", 8, UNREFINED),
+        Case::length("unrefined length", 9, UNREFINED),
         Case::lost("third lost", 10, THIRD),
         Case::length("third length", 11, THIRD),
-        Case::lost("rest lost", 12, REST),
-        Case::length("rest length", 13, REST),
+        Case::lost("fourth lost", 12, FOURTH),
+        Case::length("fourth length", 13, FOURTH),
         Case::left("residual", BOUNDS + 14, NONE),
         Case { off: 0.01, ..along_mean("spread", BOUNDS + 15) },
         Case { folded: Some(|fold| fold.shift_lost = 0.0), off: 0.01, ..along_mean("folded shift lost", 0) },
@@ -162,7 +162,7 @@ fn cases() -> Vec<Case> {
         Case { folded: Some(|fold| fold.residual_least = 0.0), ..Case::left("least residual", 0, SECOND[0]) },
         Case { rows: [vec![], vec![(SECOND[0], CODED)]], ..Case::left("first residual", field::FOLDED, SECOND[0]) },
         Case::left("second residual", field::SECOND_RESIDUAL, THIRD[0]),
-        Case::left("third residual", field::THIRD_RESIDUAL, REST[0]),
+        Case::left("third residual", field::THIRD_RESIDUAL, FOURTH[0]),
         tile(Case::lost("a tile's first lost", 0, FIRST)),
         tile(Case::length("a tile's first length", 1, FIRST)),
         tile(Case::lost("a tile's second lost", 2, SECOND)),

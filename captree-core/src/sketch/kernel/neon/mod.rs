@@ -10,7 +10,7 @@ use products::{Mixed, Plain, Products, Signed};
 
 use super::generic::{self, Lanes, ROWS};
 use super::rows::interleave;
-use super::{Asked, Asking, Decision, Dense, First, IntKernels, Prefix, Rows, Test, WideTest};
+use super::{Decision, First, IntKernels, OpenRows, Quarters, Second, Test, WideRows, WideTest, WideTile};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
 
@@ -77,7 +77,7 @@ struct Neon<P>(PhantomData<P>);
 
 impl<P: Products> Lanes for Neon<P> {
     type Sums = Sums<P>;
-    type Codes = [P::Rows; 4];
+    type Codes = [P::WideRows; 4];
     type Four = P::Query;
 
     #[inline(always)]
@@ -225,10 +225,10 @@ unsafe fn decide(
 /// Four rows at a time, each with one sum per 16 bytes.
 ///
 /// # Safety
-/// As for [`Products`], and the lengths that [`IntKernels::wide`] checks.
+/// As for [`Products`], and the lengths that [`IntKernels::wide_rows`] checks.
 #[inline(always)]
-unsafe fn wide<P: Products>(
-    rows: &Rows<'_>,
+unsafe fn wide_rows<P: Products>(
+    rows: &WideRows<'_>,
     query: &[i8],
     mask: u64,
     values: &mut [f32; TILE],
@@ -278,50 +278,50 @@ macro_rules! kernels {
             }
 
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn group(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+            pub(super) unsafe fn group(second: &Second<'_>, queries: &[u32], out: &mut [Decision]) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::group::<L>(prefix, queries, out) }
+                unsafe { generic::group::<L>(second, queries, out) }
             }
 
             #[target_feature(enable = $features)]
             pub(super) unsafe fn second(
-                prefix: &Prefix<'_>,
-                asked: &Asked<'_>,
+                second: &Second<'_>,
+                rows: &OpenRows<'_>,
                 out: &mut [Decision],
                 values: &mut [[f32; TILE]],
-                asking: &mut Asking,
+                quarters: &mut Quarters,
             ) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::second::<L>(prefix, asked, out, values, asking) }
+                unsafe { generic::second::<L>(second, rows, out, values, quarters) }
             }
 
             #[target_feature(enable = $features)]
             pub(super) unsafe fn refine(
-                prefix: &Prefix<'_>,
+                second: &Second<'_>,
                 queries: &[u32],
-                asking: &Asking,
+                quarters: &Quarters,
                 values: &mut [[f32; TILE]],
             ) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::refine::<L>(prefix, queries, asking, values) }
+                unsafe { generic::refine::<L>(second, queries, quarters, values) }
             }
 
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
+            pub(super) unsafe fn wide_tile(tile: &WideTile<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::dense::<L>(dense, values, out) }
+                unsafe { generic::wide_tile::<L>(tile, values, out) }
             }
 
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn wide(
-                rows: &Rows<'_>,
+            pub(super) unsafe fn wide_rows(
+                rows: &WideRows<'_>,
                 query: &[i8],
                 mask: u64,
                 values: &mut [f32; TILE],
                 test: &WideTest,
             ) -> Decision {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { super::wide::<$products>(rows, query, mask, values, test) }
+                unsafe { super::wide_rows::<$products>(rows, query, mask, values, test) }
             }
         }
 
@@ -330,9 +330,9 @@ macro_rules! kernels {
             first: $module::first,
             second: $module::second,
             refine: $module::refine,
-            dense: $module::dense,
+            wide_tile: $module::wide_tile,
             group: $module::group,
-            wide: $module::wide,
+            wide_rows: $module::wide_rows,
             interleave,
         };
     };

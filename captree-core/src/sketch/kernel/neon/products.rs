@@ -8,13 +8,13 @@ use std::arch::asm;
 /// # Safety
 /// All methods need the CPU feature of the implementing instruction set.
 pub(super) trait Products {
-    type Rows: Copy;
+    type WideRows: Copy;
     type Query: Copy;
     /// What `add` leaves out of sums.
     type Lack: Copy;
-    unsafe fn rows(codes: uint8x16_t) -> Self::Rows;
+    unsafe fn rows(codes: uint8x16_t) -> Self::WideRows;
     unsafe fn query(codes: int8x16_t) -> Self::Query;
-    unsafe fn add(sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t;
+    unsafe fn add(sum: int32x4_t, rows: Self::WideRows, query: Self::Query) -> int32x4_t;
     unsafe fn no_lack() -> Self::Lack;
     /// Notes what `add` leaves out with this query.
     unsafe fn lack(lack: Self::Lack, query: Self::Query) -> Self::Lack;
@@ -25,12 +25,12 @@ pub(super) trait Products {
 pub(super) struct Mixed;
 
 impl Products for Mixed {
-    type Rows = uint8x16_t;
+    type WideRows = uint8x16_t;
     type Query = int8x16_t;
     type Lack = ();
 
     #[inline(always)]
-    unsafe fn rows(codes: uint8x16_t) -> Self::Rows {
+    unsafe fn rows(codes: uint8x16_t) -> Self::WideRows {
         codes
     }
 
@@ -40,7 +40,7 @@ impl Products for Mixed {
     }
 
     #[inline(always)]
-    unsafe fn add(mut sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t {
+    unsafe fn add(mut sum: int32x4_t, rows: Self::WideRows, query: Self::Query) -> int32x4_t {
         // SAFETY: the caller has i8mm; the instruction touches only these registers. Its intrinsic is not stable.
         unsafe {
             asm!(
@@ -70,13 +70,13 @@ pub(super) struct Signed;
 
 impl Products for Signed {
     /// Less 128, which makes them signed.
-    type Rows = int8x16_t;
+    type WideRows = int8x16_t;
     type Query = int8x16_t;
     /// Half of 128 times the query's sum: 128 is no signed code.
     type Lack = int32x4_t;
 
     #[inline(always)]
-    unsafe fn rows(codes: uint8x16_t) -> Self::Rows {
+    unsafe fn rows(codes: uint8x16_t) -> Self::WideRows {
         // SAFETY: the caller has NEON.
         unsafe { vreinterpretq_s8_u8(veorq_u8(codes, vdupq_n_u8(0x80))) }
     }
@@ -87,7 +87,7 @@ impl Products for Signed {
     }
 
     #[inline(always)]
-    unsafe fn add(mut sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t {
+    unsafe fn add(mut sum: int32x4_t, rows: Self::WideRows, query: Self::Query) -> int32x4_t {
         // SAFETY: the caller has dotprod; the instruction touches only these registers. Its intrinsic is not stable.
         unsafe {
             asm!(
@@ -124,12 +124,12 @@ pub(super) struct Plain;
 
 impl Products for Plain {
     /// Even and odd dims as 16-bit numbers: a product of codes fits in 16 bits, the sum of two may not.
-    type Rows = [int16x8_t; 2];
+    type WideRows = [int16x8_t; 2];
     type Query = [int16x8_t; 2];
     type Lack = ();
 
     #[inline(always)]
-    unsafe fn rows(codes: uint8x16_t) -> Self::Rows {
+    unsafe fn rows(codes: uint8x16_t) -> Self::WideRows {
         // SAFETY: the caller has NEON.
         unsafe {
             let pairs = vreinterpretq_u16_u8(codes);
@@ -148,7 +148,7 @@ impl Products for Plain {
     }
 
     #[inline(always)]
-    unsafe fn add(sum: int32x4_t, rows: Self::Rows, query: Self::Query) -> int32x4_t {
+    unsafe fn add(sum: int32x4_t, rows: Self::WideRows, query: Self::Query) -> int32x4_t {
         // SAFETY: the caller has NEON.
         unsafe { vpadalq_s16(vpadalq_s16(sum, vmulq_s16(rows[0], query[0])), vmulq_s16(rows[1], query[1])) }
     }

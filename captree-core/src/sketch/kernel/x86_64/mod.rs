@@ -5,7 +5,7 @@ mod rows;
 use std::arch::x86_64::*;
 
 use super::generic::{self, Lanes};
-use super::{Asked, Asking, Decision, Dense, First, IntKernels, Prefix, Test, WideTest};
+use super::{Decision, First, IntKernels, OpenRows, Quarters, Second, Test, WideTest, WideTile};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
 
@@ -277,38 +277,38 @@ macro_rules! levels {
             }
 
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn group(prefix: &Prefix<'_>, queries: &[u32], out: &mut [Decision]) {
+            pub(super) unsafe fn group(second: &Second<'_>, queries: &[u32], out: &mut [Decision]) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::group::<$lanes>(prefix, queries, out) }
+                unsafe { generic::group::<$lanes>(second, queries, out) }
             }
 
             #[target_feature(enable = $features)]
             pub(super) unsafe fn second(
-                prefix: &Prefix<'_>,
-                asked: &Asked<'_>,
+                second: &Second<'_>,
+                rows: &OpenRows<'_>,
                 out: &mut [Decision],
                 values: &mut [[f32; TILE]],
-                asking: &mut Asking,
+                quarters: &mut Quarters,
             ) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::second::<$lanes>(prefix, asked, out, values, asking) }
+                unsafe { generic::second::<$lanes>(second, rows, out, values, quarters) }
             }
 
             #[target_feature(enable = $features)]
             pub(super) unsafe fn refine(
-                prefix: &Prefix<'_>,
+                second: &Second<'_>,
                 queries: &[u32],
-                asking: &Asking,
+                quarters: &Quarters,
                 values: &mut [[f32; TILE]],
             ) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::refine::<$lanes>(prefix, queries, asking, values) }
+                unsafe { generic::refine::<$lanes>(second, queries, quarters, values) }
             }
 
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn dense(dense: &Dense<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
+            pub(super) unsafe fn wide_tile(tile: &WideTile<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
                 // SAFETY: the caller keeps the contract and has the features.
-                unsafe { generic::dense::<$lanes>(dense, values, out) }
+                unsafe { generic::wide_tile::<$lanes>(tile, values, out) }
             }
         }
     };
@@ -324,9 +324,9 @@ macro_rules! kernels {
             first: $levels::first,
             second: $levels::second,
             refine: $levels::refine,
-            dense: $levels::dense,
+            wide_tile: $levels::wide_tile,
             group: $levels::group,
-            wide: $wide,
+            wide_rows: $wide,
             interleave: $interleave,
         }
     };
@@ -352,10 +352,10 @@ pub(super) fn available() -> Vec<IntKernels> {
         && is_x86_feature_detected!("avx512vnni")
         && is_x86_feature_detected!("bmi2")
     {
-        found.push(kernels!("avx512vnni", vnni, rows::wide_512, rows::interleave_512));
+        found.push(kernels!("avx512vnni", vnni, rows::wide_rows_512, rows::interleave_512));
     }
     if avx2 {
-        found.push(kernels!("avx2", avx2, rows::wide_256, super::rows::interleave));
+        found.push(kernels!("avx2", avx2, rows::wide_rows_256, super::rows::interleave));
     }
     found
 }

@@ -1,16 +1,16 @@
-//! The wider levels' codes, which lie row by row.
+//! The wide levels' codes, which lie row by row.
 
 use std::arch::x86_64::*;
 
 use super::super::generic::ROWS;
 use super::super::rows::one_by_one;
-use super::super::{Decision, Rows, WideTest};
+use super::super::{Decision, WideRows, WideTest};
 use crate::sketch::TILE;
 
 /// Four rows at a time; tests sixteen at once.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,bmi2")]
-pub(super) unsafe fn wide_512(
-    rows: &Rows<'_>,
+pub(super) unsafe fn wide_rows_512(
+    rows: &WideRows<'_>,
     query: &[i8],
     mask: u64,
     values: &mut [f32; TILE],
@@ -23,9 +23,9 @@ pub(super) unsafe fn wide_512(
     unsafe {
         let mut numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         for part in 0..TILE / ROWS {
-            let own = (mask >> (part * ROWS)) as u16;
-            _mm512_storeu_si512(at.as_mut_ptr().add(count).cast(), _mm512_maskz_compress_epi32(own, numbers));
-            count += own.count_ones() as usize;
+            let part_mask = (mask >> (part * ROWS)) as u16;
+            _mm512_storeu_si512(at.as_mut_ptr().add(count).cast(), _mm512_maskz_compress_epi32(part_mask, numbers));
+            count += part_mask.count_ones() as usize;
             numbers = _mm512_add_epi32(numbers, _mm512_set1_epi32(ROWS as i32));
         }
         for first in (0..count).step_by(4) {
@@ -129,8 +129,8 @@ unsafe fn dot_256(row: &[u8], query: &[i8]) -> i32 {
 }
 
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn wide_256(
-    rows: &Rows<'_>,
+pub(super) unsafe fn wide_rows_256(
+    rows: &WideRows<'_>,
     query: &[i8],
     mask: u64,
     values: &mut [f32; TILE],

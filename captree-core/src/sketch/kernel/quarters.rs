@@ -1,16 +1,16 @@
-//! Who asks for which rows of a tile.
+//! Which queries have open rows in which quarter of a tile.
 
 use super::QUARTER;
 use crate::sketch::TILE;
 
-/// Of each sixteen rows of a tile, the places of the queries that ask for them.
+/// Of each sixteen rows of a tile, the places of the queries that have open rows among them.
 #[derive(Default)]
-pub(crate) struct Asking {
+pub(crate) struct Quarters {
     places: [Vec<u32>; TILE / QUARTER],
     counts: [usize; TILE / QUARTER],
 }
 
-impl Asking {
+impl Quarters {
     /// Starts anew, for at most `most` queries.
     #[inline(always)]
     pub fn clear(&mut self, most: usize) {
@@ -22,7 +22,8 @@ impl Asking {
         }
     }
 
-    /// Notes the parts that a query asks for, without a branch: nobody could foretell it.
+    /// Notes the quarters in which a query has open rows. Without a branch, which the processor would mispredict: every
+    /// entry is written, and the next one overwrites it unless it counts.
     #[inline(always)]
     pub fn note(&mut self, place: usize, mask: u64) {
         for (part, (places, count)) in self.places.iter_mut().zip(&mut self.counts).enumerate() {
@@ -31,7 +32,7 @@ impl Asking {
         }
     }
 
-    /// The parts, each with those who ask for it.
+    /// The quarters, each with its queries.
     #[inline(always)]
     pub fn parts(&self) -> impl Iterator<Item = (usize, &[u32])> {
         self.places.iter().zip(&self.counts).map(|(places, count)| &places[..*count]).enumerate()
