@@ -1,42 +1,21 @@
-//! For measurement: switches parts of the walk off and tallies what each part decides.
+//! For measurement: switches steps of a scan off and tallies what each step decides.
 //!
-//! Every answer stays exact, for what no part decides meets the stored rows. A level that is switched off decides nothing,
-//! but still sums up its columns where a later level that is on reads on from its sums.
+//! Every answer stays exact, for what no step decides meets the stored rows. A level that is switched off decides nothing, but
+//! still sums up its columns where a later level that is on goes on from its sums.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
-use crate::sketch::Decision;
+use crate::scan::{Observer, Step};
 
-/// What a part that is switched off says of a tile.
-pub(crate) const OPEN: Decision = Decision { inside: 0, unsure: u64::MAX };
-
-/// The parts of the walk, in its order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// Caps of large subtrees, by the triangle inequality.
-    Nodes,
-    /// Tiles, by the code of their mean.
-    Tiles,
-    First,
-    Second,
-    Third,
-    Last,
-    /// The stored rows in float32, which cannot be switched off; what they leave open is decided exactly.
-    Float32,
-}
-
-/// Which parts are on.
+/// Which steps are on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parts(u8);
 
 impl Parts {
-    /// As queries use them.
-    pub const ALL: Parts = Parts(u8::MAX);
+    const NAMES: [&'static str; 6] = ["nodes", "tiles", "first", "second", "third", "fourth"];
 
-    const NAMES: [&'static str; 6] = ["nodes", "tiles", "first", "second", "third", "last"];
-
-    /// Only the parts of these names. Errors: [`Error::InvalidParameter`] for any other name.
+    /// Only the steps of these names. Errors: [`Error::InvalidParameter`] for any other name.
     pub fn named(names: &[String]) -> Result<Self> {
         names.iter().try_fold(Parts(0), |parts, name| match Parts::NAMES.iter().position(|known| known == name) {
             Some(part) => Ok(Parts(parts.0 | 1 << part)),
@@ -44,17 +23,12 @@ impl Parts {
         })
     }
 
-    pub(crate) fn has(self, part: Part) -> bool {
-        self.0 >> part as u8 & 1 != 0
-    }
-
-    /// Whether this level or one that reads on from its sums is on.
-    pub(crate) fn reach(self, level: Part) -> bool {
-        self.0 >> level as u8 != 0
+    fn has(self, step: Step) -> bool {
+        self.0 >> step as u8 & 1 != 0
     }
 }
 
-/// (cap, row) pairs: all of them, and those that each part leaves open.
+/// (cap, row) pairs: all of them, and those that each step leaves open.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
     all: u64,
@@ -62,18 +36,6 @@ pub struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn start(&mut self, pairs: usize) {
-        self.all += pairs as u64;
-    }
-
-    pub(crate) fn pass(&mut self, part: Part, pairs: usize) {
-        self.open[part as usize] += pairs as u64;
-    }
-
-    pub(crate) fn pass_rows(&mut self, level: Part, decisions: &[Decision]) {
-        self.pass(level, decisions.iter().map(|d| d.unsure.count_ones() as usize).sum());
-    }
-
     /// Pairs by the name of what decided them.
     pub fn decided(&self) -> Vec<(&'static str, u64)> {
         let names = Parts::NAMES.into_iter().chain(["float32", "exact"]);
@@ -83,25 +45,42 @@ impl Tally {
     }
 }
 
-/// A walk with some parts only, and what its tasks tallied.
+/// Observes a scan with some steps only.
 pub(crate) struct Ablation {
-    pub parts: Parts,
-    pub tally: Mutex<Tally>,
+    parts: Parts,
+    all: AtomicU64,
+    open: [AtomicU64; 7],
 }
 
 impl Ablation {
     pub fn new(parts: Parts) -> Self {
-        Ablation { parts, tally: Mutex::default() }
+        Ablation { parts, all: AtomicU64::new(0), open: Default::default() }
     }
 
-    /// Adds what one task tallied.
-    pub fn add(&self, task: &Tally) {
-        let mut tally = self.tally.lock().unwrap_or_else(|e| e.into_inner());
-        tally.all += task.all;
-        tally.open.iter_mut().zip(task.open).for_each(|(sum, open)| *sum += open);
+    /// What all tasks tallied.
+    pub fn tally(self) -> Tally {
+        Tally { all: self.all.into_inner(), open: self.open.map(AtomicU64::into_inner) }
+    }
+}
+
+impl Observer for &Ablation {
+    fn makes(self, step: Step) -> bool {
+        match step {
+            // Levels go on from each other's sums.
+            Step::Second | Step::Third | Step::Fourth => self.parts.0 >> step as u8 != 0,
+            step => self.parts.has(step),
+        }
     }
 
-    pub fn total(&self) -> Tally {
-        *self.tally.lock().unwrap_or_else(|e| e.into_inner())
+    fn counts(self, step: Step) -> bool {
+        self.parts.has(step)
+    }
+
+    fn start(self, pairs: usize) {
+        self.all.fetch_add(pairs as u64, Ordering::Relaxed);
+    }
+
+    fn left_open(self, step: Step, pairs: impl FnOnce() -> usize) {
+        self.open[step as usize].fetch_add(pairs() as u64, Ordering::Relaxed);
     }
 }

@@ -6,7 +6,7 @@ use crate::ablation::{Ablation, Parts, Tally};
 use crate::caps::Caps;
 use crate::control::Call;
 use crate::error::Result;
-use crate::scan::{BATCH, Sink, Walk};
+use crate::scan::{BATCH, Observer, Scan, Sink};
 use crate::tree::Tree;
 
 /// Counts of a block of caps; memory does not grow with the matches.
@@ -34,26 +34,26 @@ impl Tree {
     /// Errors: [`crate::error::Error::InvalidCaps`] for a wrong dimension, what reading a tree on disk gives, and
     /// [`crate::error::Error::Interrupted`].
     pub fn count(&self, caps: &Caps<'_>, call: &Call) -> Result<Vec<i64>> {
-        self.count_by(caps, None, call)
+        self.count_by(caps, (), call)
     }
 
-    /// [`Tree::count`] with some parts of the walk only, and which part decided how many (cap, row) pairs. For measurement.
+    /// [`Tree::count`] with some steps of the scan only, and which step decided how many (cap, row) pairs. For measurement.
     #[doc(hidden)]
     pub fn ablate(&self, caps: &Caps<'_>, parts: Parts, call: &Call) -> Result<(Vec<i64>, Tally)> {
         let ablation = Ablation::new(parts);
-        let counts = self.count_by(caps, Some(&ablation), call)?;
-        Ok((counts, ablation.total()))
+        let counts = self.count_by(caps, &ablation, call)?;
+        Ok((counts, ablation.tally()))
     }
 
-    fn count_by(&self, caps: &Caps<'_>, ablation: Option<&Ablation>, call: &Call) -> Result<Vec<i64>> {
+    fn count_by(&self, caps: &Caps<'_>, observer: impl Observer, call: &Call) -> Result<Vec<i64>> {
         self.check_dim(caps)?;
-        call.phase("count", Walk::units(self, caps.len()));
+        call.phase("count", Scan::units(self, caps.len()));
         let all: Vec<usize> = (0..caps.len()).collect();
         let mut counts = Vec::with_capacity(caps.len());
         for batch in all.chunks(BATCH) {
             let blocks = call.run(|| {
-                let walk = Walk::new(self, caps, batch, call)?.with(ablation);
-                walk.run(|block| Counts(vec![0; block.len()]), |caps| call.add(caps))
+                let scan = Scan::observed(self, caps, batch, call, observer)?;
+                scan.run(|block| Counts(vec![0; block.len()]), |caps| call.add(caps))
             })?;
             for (size, parts) in blocks {
                 counts.extend((0..size).map(|i| parts.iter().map(|p| p.0[i]).sum::<i64>()));

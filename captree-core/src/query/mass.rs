@@ -22,8 +22,8 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::exact;
 use crate::memory::filled;
-use crate::scan::{bits_of, positions_of};
-use crate::sketch::{Decision, QueryCodes, Settling};
+use crate::scan::{Levels, bits_of, positions_of, tiles};
+use crate::sketch::{Decision, QueryCodes};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
@@ -51,9 +51,9 @@ struct Band {
     high: f64,
 }
 
-/// What a scan found for one center.
+/// The rows in and above the band of one center.
 #[derive(Clone, Default)]
-struct Found {
+struct BandRows {
     /// Rows surely above the band.
     above: usize,
     /// Float32 dot products and tree positions of the rows not surely outside the band.
@@ -211,7 +211,7 @@ impl<E: Element> Search<'_, E> {
         queries: &QueryCodes<'_>,
         bands: &[Band],
         limit: usize,
-    ) -> Result<Vec<Found>> {
+    ) -> Result<Vec<BandRows>> {
         let tiles = self.tree.len().div_ceil(TILE);
         let groups: Vec<usize> = (0..tiles.div_ceil(TILE)).collect();
         let parts = groups
@@ -222,7 +222,7 @@ impl<E: Element> Search<'_, E> {
                 Ok(part.found)
             })
             .collect::<Result<Vec<_>>>()?;
-        let mut found = vec![Found::default(); active.len()];
+        let mut found = vec![BandRows::default(); active.len()];
         for part in parts {
             for (all, some) in found.iter_mut().zip(part) {
                 all.above += some.above;
@@ -238,8 +238,8 @@ impl<E: Element> Search<'_, E> {
     }
 
     /// The bound of one center from what a scan found, or nothing where the band missed.
-    fn finish(&self, center: usize, band: &Band, found: Found) -> Result<Option<f64>> {
-        let Found { above, mut kept, .. } = found;
+    fn finish(&self, center: usize, band: &Band, rows: BandRows) -> Result<Option<f64>> {
+        let BandRows { above, mut kept, .. } = rows;
         let k = self.counts[center];
         if k <= above || k > above + kept.len() {
             return Ok(None);
@@ -278,7 +278,7 @@ fn least_bound(center: &[f32], row: &[f32]) -> f64 {
     if exact::is_inside(Kernels::get(), center, row, nearest) { nearest } else { nearest.next_up() }
 }
 
-/// Every number of `block` two times: a center's queries for both ends of its band.
+/// Every number of `block` two times: a center has a query for each end of its band.
 fn twice(block: &[usize]) -> Vec<usize> {
     block.iter().flat_map(|c| [*c, *c]).collect()
 }
@@ -296,11 +296,12 @@ struct Part<'a, E: Element> {
     decisions: Vec<Decision>,
     /// Per tile of the group: the places among the active centers whose band it meets.
     open: Vec<Vec<usize>>,
-    settling: Settling,
-    asked: Vec<u32>,
+    levels: Levels<()>,
+    /// The queries of those, and what a tile's rows are to them.
+    ends: Vec<u32>,
     answers: Vec<Decision>,
     dots: Vec<f32>,
-    found: Vec<Found>,
+    found: Vec<BandRows>,
 }
 
 impl<'a, E: Element> Part<'a, E> {
@@ -322,18 +323,18 @@ impl<'a, E: Element> Part<'a, E> {
             numbers: active.iter().flat_map(|j| [2 * j, 2 * j + 1]).collect(),
             decisions: vec![Decision::default(); 2 * active.len()],
             open: vec![Vec::new(); TILE],
-            settling: Settling::default(),
-            asked: Vec::new(),
+            levels: Levels::new(()),
+            ends: Vec::new(),
             answers: Vec::new(),
             dots: Vec::new(),
-            found: vec![Found::default(); active.len()],
+            found: vec![BandRows::default(); active.len()],
         }
     }
 
     fn group(&mut self, group: usize, tiles: &Range<usize>) -> Result<()> {
         self.search.control.check()?;
         let valid = bits_of(group * TILE, tiles);
-        self.queries.tiles(group, &self.numbers, &mut self.decisions)?;
+        tiles::decide(self.queries, group, &self.numbers, (), &mut self.decisions)?;
         for (i, ends) in self.decisions.chunks_exact(2).enumerate() {
             let above = ends[1].inside & valid;
             let whole = |t: usize| self.search.tree.len().min((t + 1) * TILE) - t * TILE;
@@ -356,10 +357,10 @@ impl<'a, E: Element> Part<'a, E> {
         let search = self.search;
         let start = tile * TILE;
         let valid = bits_of(start, &(0..search.tree.len()));
-        self.asked.clear();
-        self.asked.extend(open.iter().flat_map(|i| [2 * self.active[*i], 2 * self.active[*i] + 1]));
-        self.answers.resize(self.asked.len(), Decision::default());
-        self.queries.settle(tile, &self.asked, valid, &mut self.settling, &mut self.answers)?;
+        self.ends.clear();
+        self.ends.extend(open.iter().flat_map(|i| [2 * self.active[*i], 2 * self.active[*i] + 1]));
+        self.answers.resize(self.ends.len(), Decision::default());
+        self.levels.decide(self.queries, tile, &self.ends, valid, &mut self.answers)?;
         for (i, ends) in open.iter().zip(self.answers.chunks_exact(2)) {
             let (place, found) = (self.active[*i] as usize, &mut self.found[*i]);
             let above = ends[1].inside & valid;

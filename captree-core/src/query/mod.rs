@@ -1,4 +1,4 @@
-//! QueryCodes: one walk over the tree that decides rows for a block of caps, and what each query does with the decisions.
+//! Queries: what each does with the rows that a scan finds inside caps ([`crate::scan`]).
 
 mod count;
 mod estimate;

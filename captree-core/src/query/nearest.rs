@@ -12,8 +12,8 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::exact;
 use crate::memory::filled;
-use crate::scan::{bits_of, positions_of};
-use crate::sketch::{Decision, QueryCodes, Settling};
+use crate::scan::{Levels, bits_of, positions_of, tiles};
+use crate::sketch::{Decision, QueryCodes};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
@@ -27,7 +27,7 @@ pub struct Nearest {
     pub distances: Vec<f64>,
 }
 
-/// QueryCodes that share the rows they load.
+/// Queries that share the rows they load.
 const BLOCK: usize = 64;
 
 /// The best `k` (distance, row) so far; ties go to the lower row.
@@ -86,7 +86,19 @@ struct Search<'a, E: Element> {
 struct Query<'a> {
     vector: &'a [f32],
     best: Best,
-    wide: Vec<f32>,
+    /// Tree positions that were looked at first.
+    home: Range<usize>,
+    /// A row in float32.
+    row: Vec<f32>,
+}
+
+/// The queries of a block, with their codes and buffers.
+struct Block<'a, E: Element> {
+    search: &'a Search<'a, E>,
+    queries: Vec<Query<'a>>,
+    codes: QueryCodes<'a>,
+    levels: Levels<()>,
+    decisions: Vec<Decision>,
 }
 
 impl Tree {
@@ -132,73 +144,31 @@ impl<E: Element> Search<'_, E> {
     /// Scans the tree for a block of queries. A query's threshold, its `k`-th best so far, starts from the leaf that a
     /// greedy descent reaches; tiles and rows that cannot reach it are left out, the likeliest tiles come first.
     fn block(&self, caps: &Caps<'_>, block: &[usize]) -> Result<Vec<Vec<Entry>>> {
-        let mut queries: Vec<Query<'_>> = block
-            .iter()
-            .map(|q| Query {
-                vector: caps.center(*q),
-                best: Best { k: self.k, found: BinaryHeap::new() },
-                wide: vec![0.0; self.tree.dim],
-            })
-            .collect();
-        let mut sketches = QueryCodes::new(&self.tree.sketch, caps, block);
-        let homes = queries.iter_mut().map(|q| self.descend(q)).collect::<Result<Vec<_>>>()?;
-        let all: Vec<u32> = (0..block.len() as u32).collect();
-        let tiles = self.tree.len().div_ceil(TILE);
-        let mut decisions = vec![Decision::default(); block.len()];
-        let mut settling = Settling::default();
-        let mut open: Vec<Vec<u32>> = vec![Vec::new(); tiles];
-        (0..block.len()).for_each(|q| sketches.set_threshold(q, queries[q].best.threshold()));
-        for group in 0..tiles.div_ceil(TILE) {
-            self.control.check()?;
-            sketches.tiles(group, &all, &mut decisions)?;
-            let valid = bits_of(group * TILE, &(0..tiles));
-            for (q, decision) in all.iter().zip(&decisions) {
-                positions_of(group * TILE, (decision.inside | decision.unsure) & valid).for_each(|t| open[t].push(*q));
-            }
-        }
+        let query = |q: &usize| {
+            let best = Best { k: self.k, found: BinaryHeap::new() };
+            let mut query = Query { vector: caps.center(*q), best, home: 0..0, row: vec![0.0; self.tree.dim] };
+            query.home = self.descend(&mut query)?;
+            Ok(query)
+        };
+        let mut codes = QueryCodes::new(&self.tree.sketch, caps, block);
+        let queries = block.iter().map(query).collect::<Result<Vec<_>>>()?;
+        queries.iter().enumerate().for_each(|(q, query)| codes.set_threshold(q, query.best.threshold()));
+        let mut block = Block { search: self, queries, codes, levels: Levels::new(()), decisions: Vec::new() };
+        let open = block.tiles()?;
         // Tiles that many queries of the block reach are likely to raise many thresholds.
-        let mut order: Vec<usize> = (0..tiles).filter(|t| !open[*t].is_empty()).collect();
+        let mut order: Vec<usize> = (0..open.len()).filter(|t| !open[*t].is_empty()).collect();
         order.sort_by_key(|t| std::cmp::Reverse(open[*t].len()));
         for tile in order {
             self.control.check()?;
-            self.tile(tile, &open[tile], &homes, &mut queries, &mut sketches, &mut settling, &mut decisions)?;
+            block.tile(tile, &open[tile])?;
         }
-        self.control.add(queries.len() as u64);
-        Ok(queries
-            .into_iter()
-            .map(|q| {
-                let mut found = q.best.found.into_vec();
-                found.sort_unstable();
-                found
-            })
-            .collect())
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn tile(
-        &self,
-        tile: usize,
-        active: &[u32],
-        homes: &[Range<usize>],
-        queries: &mut [Query<'_>],
-        sketches: &mut QueryCodes<'_>,
-        settling: &mut Settling,
-        decisions: &mut Vec<Decision>,
-    ) -> Result<()> {
-        let start = tile * TILE;
-        let valid = bits_of(start, &(0..self.tree.len()));
-        decisions.resize(active.len(), Decision::default());
-        sketches.settle(tile, active, valid, settling, decisions)?;
-        for (q, decision) in active.iter().zip(&*decisions) {
-            let q = *q as usize;
-            let left = (decision.inside | decision.unsure) & !bits_of(start, &homes[q]);
-            if left != 0 {
-                let positions: Vec<usize> = positions_of(start, left).collect();
-                self.consider(&positions, &mut queries[q])?;
-                sketches.set_threshold(q, queries[q].best.threshold());
-            }
-        }
-        Ok(())
+        self.control.add(block.queries.len() as u64);
+        let sorted = |query: Query<'_>| {
+            let mut found = query.best.found.into_vec();
+            found.sort_unstable();
+            found
+        };
+        Ok(block.queries.into_iter().map(sorted).collect())
     }
 
     /// Fills a query's best from around the leaf that a greedy descent reaches; returns these tree positions.
@@ -230,9 +200,47 @@ impl<E: Element> Search<'_, E> {
         Kernels::get().dots(&rows, &[query.vector], dots);
         for ((dot, row), position) in dots.iter().zip(rows).zip(positions) {
             if f64::from(*dot) + self.error >= query.best.threshold() {
-                E::widen(row, &mut query.wide);
-                let distance = exact::distance(Kernels::get(), query.vector, &query.wide);
+                E::widen(row, &mut query.row);
+                let distance = exact::distance(Kernels::get(), query.vector, &query.row);
                 query.best.push(Entry(distance, self.tree.rows.get(*position)?));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<E: Element> Block<'_, E> {
+    /// Per tile, the queries that may have some of their best rows there.
+    fn tiles(&mut self) -> Result<Vec<Vec<u32>>> {
+        let all: Vec<u32> = (0..self.queries.len() as u32).collect();
+        let count = self.search.tree.len().div_ceil(TILE);
+        let mut open: Vec<Vec<u32>> = vec![Vec::new(); count];
+        self.decisions.resize(all.len(), Decision::default());
+        for group in 0..count.div_ceil(TILE) {
+            self.search.control.check()?;
+            tiles::decide(&self.codes, group, &all, (), &mut self.decisions)?;
+            let valid = bits_of(group * TILE, &(0..count));
+            for (q, decision) in all.iter().zip(&self.decisions) {
+                positions_of(group * TILE, (decision.inside | decision.unsure) & valid).for_each(|t| open[t].push(*q));
+            }
+        }
+        Ok(open)
+    }
+
+    /// Looks at the rows of a tile for some queries, and moves their thresholds.
+    fn tile(&mut self, tile: usize, queries: &[u32]) -> Result<()> {
+        let start = tile * TILE;
+        let valid = bits_of(start, &(0..self.search.tree.len()));
+        self.decisions.resize(queries.len(), Decision::default());
+        self.levels.decide(&self.codes, tile, queries, valid, &mut self.decisions)?;
+        for (q, decision) in queries.iter().zip(&self.decisions) {
+            let q = *q as usize;
+            let query = &mut self.queries[q];
+            let left = (decision.inside | decision.unsure) & !bits_of(start, &query.home);
+            if left != 0 {
+                let positions: Vec<usize> = positions_of(start, left).collect();
+                self.search.consider(&positions, query)?;
+                self.codes.set_threshold(q, query.best.threshold());
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use crate::control::Call;
 use crate::distance::Kernels;
 use crate::error::Result;
 use crate::exact;
-use crate::scan::{BATCH, Sink, Walk, positions_of};
+use crate::scan::{BATCH, Scan, Sink, positions_of};
 use crate::tree::Tree;
 
 /// The rows inside each cap of a batch, in compressed sparse row form.
@@ -90,7 +90,7 @@ impl Tree {
             result.offsets.resize(caps.len() + 1, 0);
             return Ok(result);
         }
-        call.phase("search", Walk::units(self, caps.len()));
+        call.phase("search", Scan::units(self, caps.len()));
         let all: Vec<usize> = (0..caps.len()).collect();
         for batch in all.chunks(BATCH) {
             let sink = |block: &[usize]| Rows {
@@ -102,7 +102,7 @@ impl Tree {
                 wide: vec![0.0; self.dim],
             };
             for (size, mut parts) in
-                call.run(|| Walk::new(self, caps, batch, call)?.run(sink, |caps| call.add(caps)))?
+                call.run(|| Scan::new(self, caps, batch, call)?.run(sink, |caps| call.add(caps)))?
             {
                 for i in 0..size {
                     let mut found: Vec<Found> =

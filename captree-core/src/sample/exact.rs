@@ -27,7 +27,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::memory::filled;
 use crate::rng::{Key, Purpose, Stream};
-use crate::scan::{BATCH, Decider, Sink, Walk, positions_of};
+use crate::scan::{BATCH, RowDecider, Scan, Sink, positions_of};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
@@ -74,9 +74,9 @@ impl Tree {
         call.add((caps.len() - left.len()) as u64);
         let pilots = Pilots::of(self.len());
         for left in left.chunks(BATCH) {
-            let walk = call.run(|| Walk::new(self, caps, left, call))?;
+            let scan = call.run(|| Scan::new(self, caps, left, call))?;
             let longer: Vec<Drawn> = call.run(|| {
-                let met = pilots.met(&walk)?;
+                let met = pilots.met(&scan)?;
                 // What a cap would try if all rows were open; many go straight to their lists.
                 let wanted = |(cap, met): (&usize, &Met)| {
                     let tried = options.k.saturating_mul(pilots.rows);
@@ -100,7 +100,7 @@ impl Tree {
             call.add((left.len() - needles.len()) as u64);
             let expected: Vec<usize> = needles.iter().map(|c| drawn[*c].expected).collect();
             for range in batches(&expected) {
-                listed(&walk, left, &needles[range], call, |cap, inside| {
+                listed(&scan, left, &needles[range], call, |cap, inside| {
                     by_rank(&mut drawn[cap].positions, inside, &keys[cap], &options);
                     call.add(1);
                 })?;
@@ -129,7 +129,7 @@ impl Tree {
         before: Tried,
     ) -> Result<Drawn> {
         let active = [cap];
-        let mut decider = Decider::new(caps, &active);
+        let mut decider = RowDecider::new(caps, &active);
         let (n, missing) = (open.rows(), options.k - drawn.positions.len());
         let goes_on = |own: Tried| {
             let (tried, found) = (own.rows + before.rows, own.inside + before.inside);
@@ -229,16 +229,16 @@ fn batches(expected: &[usize]) -> Vec<Range<usize>> {
     cuts
 }
 
-/// Gives `each` the tree positions inside those of a walk's `caps` that are `wanted`.
+/// Gives `each` the tree positions inside those of a scan's `caps` that are `wanted`.
 fn listed(
-    walk: &Walk<'_>,
+    scan: &Scan<'_>,
     caps: &[usize],
     wanted: &[usize],
     call: &Call,
     mut each: impl FnMut(usize, &[u32]),
 ) -> Result<()> {
     let wanted: HashSet<usize> = wanted.iter().copied().collect();
-    let blocks = call.run(|| walk.run(|block| Lists::of(block, &wanted), |_| ()))?;
+    let blocks = call.run(|| scan.run(|block| Lists::of(block, &wanted), |_| ()))?;
     let mut caps = caps.iter();
     for (size, parts) in blocks {
         for (i, cap) in caps.by_ref().take(size).enumerate().filter(|(_, cap)| wanted.contains(cap)) {

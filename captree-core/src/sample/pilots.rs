@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::distance::TILE;
 use crate::error::Result;
 use crate::rng::{Key, Purpose};
-use crate::scan::{Sink, Walk};
+use crate::scan::{Scan, Sink};
 
 /// Tiles of the tree for each tile of the pilot set: it costs a small part of what a list costs.
 const TILES_PER_PILOT: usize = 32;
@@ -43,10 +43,10 @@ impl Pilots {
         Pilots { tiles, rows }
     }
 
-    /// What each cap of a walk meets.
-    pub fn met(&self, walk: &Walk<'_>) -> Result<Vec<Met>> {
+    /// What each cap of a scan meets.
+    pub fn met(&self, scan: &Scan<'_>) -> Result<Vec<Met>> {
         let mut met = Vec::new();
-        for (size, parts) in walk.run_tiles(&self.tiles, |block| Meetings(vec![Met::default(); block.len()]))? {
+        for (size, parts) in scan.run_tiles(&self.tiles, |block| Meetings(vec![Met::default(); block.len()]))? {
             let total = |i: usize| {
                 let each = parts.iter().map(|p| p.0[i]);
                 each.fold(Met::default(), |a, b| Met { tiles: a.tiles + b.tiles, rows: a.rows + b.rows })

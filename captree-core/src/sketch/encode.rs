@@ -174,7 +174,7 @@ pub(super) fn split<E: Element>(basis: &Basis, vectors: &[&[E]], along: impl Fn(
 /// For each level's columns, the step with which rows lose least: by the row of a tile that loses most, since its bound is that
 /// of all. A smaller step clips more coordinates, and one that is clipped counts for the whole tile. Chosen from neighbors spread
 /// over the whole tree.
-pub(super) fn steps<'a, E: Element>(basis: &Basis, at: &impl Fn(usize) -> Result<&'a [E]>, n: usize) -> Result<Steps> {
+pub(crate) fn steps<'a, E: Element>(basis: &Basis, at: &impl Fn(usize) -> Result<&'a [E]>, n: usize) -> Result<Steps> {
     let tiles = n.div_ceil(TILE).min(STEP_TILES);
     let mut groups = Vec::with_capacity(tiles);
     for t in 0..tiles {

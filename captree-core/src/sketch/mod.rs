@@ -44,20 +44,21 @@ mod basis;
 mod check;
 mod encode;
 mod fold;
-mod kernel;
-mod levels;
+pub(crate) mod kernel;
+pub(crate) mod levels;
 mod plan;
 mod queries;
 mod terms;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use basis::Basis;
 pub(crate) use encode::Sketch;
+#[cfg(test)]
+pub(crate) use encode::steps;
 pub(crate) use fold::Fold;
 pub(crate) use kernel::{Decision, IntKernels};
 pub(crate) use levels::{Steps, TERMS, Widths, padded, sketch_bytes, wide_bytes};
-pub(crate) use queries::{QueryCodes, Settling, TILES_TOGETHER};
+pub(crate) use plan::MANY_ROWS;
+pub(crate) use queries::QueryCodes;
 pub(crate) use terms::LONGEST;
 
 /// Most columns of the second level; also what keeps its integer sums small enough.

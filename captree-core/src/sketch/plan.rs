@@ -6,7 +6,6 @@ use rayon::prelude::*;
 use super::TILE;
 use super::basis::dot;
 use super::levels::{MAX_COLUMNS, REFINED, Widths};
-use super::queries::DENSE_ROWS;
 use crate::element::Element;
 use crate::error::Result;
 use crate::rng::{Key, Purpose, Stream};
@@ -54,6 +53,9 @@ const ALONE: f64 = 3.5;
 
 /// What codes lose makes errors larger than what the columns leave over, by about this.
 const CODED: f64 = 1.05;
+
+/// Open rows of a tile from which all its rows together cost a wide level less than one by one.
+pub(crate) const MANY_ROWS: u32 = 12;
 
 /// Caps of fewer of the sample's rows are too narrow for draws to hit by chance.
 const NARROW: usize = 4;
@@ -140,7 +142,7 @@ fn cost(widths: Widths, [first, second, third]: [u64; 3]) -> f64 {
     let times = if parts(first) * PART < TILE { APART } else { 1.0 };
     let wide = |open: u64, width: usize| {
         let (rows, each) = (open.count_ones() as usize, reads(width.next_multiple_of(64)) + WIDE_TEST);
-        if rows < DENSE_ROWS as usize { rows as f64 / TILE as f64 * ALONE * each } else { each }
+        if rows < MANY_ROWS as usize { rows as f64 / TILE as f64 * ALONE * each } else { each }
     };
     WALK + reads(widths.first)
         + FIRST_TEST

@@ -7,6 +7,8 @@ mod neon;
 mod portable;
 mod quarters;
 mod rows;
+#[cfg(test)]
+mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -170,6 +172,11 @@ pub(crate) struct WideTest {
 }
 
 impl WideTest {
+    /// The same test, which decides nothing.
+    pub fn undecided(self) -> WideTest {
+        WideTest { inside: f32::INFINITY, outside: f32::NEG_INFINITY, ..self }
+    }
+
     /// Whether a row is inside, and whether it is not outside, given the sum without its start; updates its value.
     #[inline(always)]
     fn decide(&self, sum: i32, value: &mut f32, residual: f32) -> (bool, bool) {
@@ -199,6 +206,16 @@ pub(crate) struct Decision {
 }
 
 impl Decision {
+    /// Nothing is decided.
+    pub const OPEN: Decision = Decision { inside: 0, unsure: u64::MAX };
+
+    /// Takes over what was decided of the rows that are open.
+    #[inline(always)]
+    pub fn then(&mut self, later: Decision) {
+        self.inside |= self.unsure & later.inside;
+        self.unsure &= later.unsure;
+    }
+
     /// Sets the bits of sixteen rows.
     #[inline(always)]
     fn set(&mut self, part: usize, inside: u16, open: u16) {

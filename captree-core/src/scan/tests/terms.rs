@@ -1,9 +1,9 @@
 //! Each term of an error alone: sketches made by hand in which one term has to cover all that a value is off by. With it the
 //! decisions are right; without it one must be wrong.
 
-use super::super::Fold;
-use super::super::levels::{Bounds, TERMS, field};
 use super::*;
+use crate::sketch::Fold;
+use crate::sketch::levels::{Bounds, TERMS, field};
 use crate::store::Array;
 
 /// Columns are the first axes, rows and queries have coordinates beyond them.

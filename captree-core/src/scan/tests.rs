@@ -6,12 +6,13 @@ mod terms;
 use half::f16;
 use proptest::prelude::*;
 
-use super::kernel::{Decision, First, FirstTerms, IntKernels, WideRows, WideTest};
-use super::levels::{Bounds, Steps};
-use super::{Basis, QueryCodes, Settling, Sketch, TILE, Widths, fold};
+use super::{Levels, tiles};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::exact;
+use crate::sketch::kernel::{Decision, IntKernels, OpenRows, Quarters};
+use crate::sketch::levels::Steps;
+use crate::sketch::{Basis, MAX_STEP, QueryCodes, Sketch, TILE, Widths};
 
 /// Rows with what makes bounds tight or loose: a common direction, equal rows, one heavy coordinate, tiny ones, an outlier.
 /// Of fewer than `most` dims.
@@ -107,10 +108,10 @@ impl Making {
         let mean = if self.is_far { rows[..dim].iter().map(|x| -1.06 * x).collect() } else { basis.mean.clone() };
         basis = Basis::new(dim, widths, mean, columns, 0.0, 0.0);
         basis.skew = basis.measured_skew();
-        let mut steps = super::encode::steps(&basis, &at, n).unwrap();
+        let mut steps = crate::sketch::steps(&basis, &at, n).unwrap();
         let each = [&mut steps.first, &mut steps.second, &mut steps.third, &mut steps.fourth];
         for (step, factor) in each.into_iter().zip(self.steps) {
-            *step = (*step * factor).min(0.99 * super::MAX_STEP);
+            *step = (*step * factor).min(0.99 * MAX_STEP);
         }
         Sketch::with(basis, steps, &at, n, &control).unwrap()
     }
@@ -141,13 +142,28 @@ fn centers(dim: usize, rows: &[f32], start: usize) -> Option<Vec<f32>> {
     Some(centers)
 }
 
+/// What the first and the second level say of a tile's rows, each alone.
+fn first_and_second(codes: &QueryCodes<'_>, tile: usize, queries: &[u32]) -> [Vec<Decision>; 2] {
+    let (rows, count) = (codes.rows(tile).unwrap(), queries.len());
+    let (mut masks, mut sums, mut values) = (vec![0; count], vec![[0; TILE]; count], vec![[0.0; TILE]; count]);
+    codes.kernels().first(&codes.first(&rows), queries, &mut masks, &mut sums);
+    let decision = |(query, open): (&u32, &u64)| Decision { inside: !open & codes.first_inside(*query), unsure: *open };
+    let first = queries.iter().zip(&masks).map(decision).collect();
+    masks.fill(u64::MAX);
+    let places: Vec<usize> = (0..count).collect();
+    let open = OpenRows { queries, masks: &masks, places: &places, sums: &sums };
+    let mut second = vec![Decision::default(); count];
+    codes.kernels().second(&rows, &open, &mut second, &mut values, &mut Quarters::default());
+    [first, second]
+}
+
 /// Every level of every instruction set, with thresholds at, or next to, the dot product of some row: where a wrong bound
 /// shows.
 fn attack(
     sketch: &Sketch,
     (dim, rows): (usize, &[f32]),
     centers: &[f32],
-    aim: impl Fn(usize) -> usize,
+    row_of: impl Fn(usize) -> usize,
     nudge: f64,
 ) -> Result<(), TestCaseError> {
     let n = rows.len() / dim;
@@ -162,23 +178,23 @@ fn attack(
     for kernels in IntKernels::available() {
         let mut queries = QueryCodes::with(kernels, sketch, &caps, &active);
         for shift in [0.0, 1e-12, -1e-12, nudge, 10.0 * nudge, 100.0 * nudge] {
-            let aims: Vec<f64> = active.iter().map(|q| exact[*q][aim(*q)] + shift).collect();
-            aims.iter().enumerate().for_each(|(q, t)| queries.set_threshold(q, *t));
+            let thresholds: Vec<f64> = active.iter().map(|q| exact[*q][row_of(*q)] + shift).collect();
+            thresholds.iter().enumerate().for_each(|(q, t)| queries.set_threshold(q, *t));
             let mut out = vec![Decision::default(); 8];
-            let mut settling = Settling::default();
+            let mut levels = Levels::new(());
             for tile in 0..n.div_ceil(TILE) {
-                queries.tiles(tile / TILE, &numbers, &mut out).unwrap();
+                tiles::decide(&queries, tile / TILE, &numbers, (), &mut out).unwrap();
                 let whole: Vec<Option<bool>> = out.iter().map(|d| bit(d, tile % TILE)).collect();
-                let levels = queries.first_and_second(tile, &numbers).unwrap();
+                let alone = first_and_second(&queries, tile, &numbers);
                 let valid = u64::MAX >> (64 - TILE.min(n - tile * TILE));
-                queries.settle(tile, &numbers, valid, &mut settling, &mut out).unwrap();
+                levels.decide(&queries, tile, &numbers, valid, &mut out).unwrap();
                 for r in tile * TILE..n.min((tile + 1) * TILE) {
                     for q in 0..8 {
-                        check(whole[q], exact[q][r], aims[q])?;
-                        for level in &levels {
-                            check(bit(&level[q], r % TILE), exact[q][r], aims[q])?;
+                        check(whole[q], exact[q][r], thresholds[q])?;
+                        for level in &alone {
+                            check(bit(&level[q], r % TILE), exact[q][r], thresholds[q])?;
                         }
-                        check(bit(&out[q], r % TILE), exact[q][r], aims[q])?;
+                        check(bit(&out[q], r % TILE), exact[q][r], thresholds[q])?;
                     }
                 }
             }
@@ -215,99 +231,6 @@ proptest! {
         prop_assume!(centers.is_some());
         attack(&sketch, (dim, &rows), &centers.unwrap(), |q| (pick.index(n) + q / 2) % n, nudge)?;
     }
-
-    #[test]
-    fn kernels_agree_on_integers(
-        rows in prop::collection::vec(any::<u8>(), TILE * 192), query in prop::collection::vec(-127i8..=127, 192),
-        mask in any::<u64>(), thinner in any::<u64>(), there in 1usize..=TILE, middle in -100_000i32..100_000,
-    ) {
-        let sum = |row: &[u8]| row.iter().zip(&query).map(|(x, q)| i32::from(*x) * i32::from(*q)).sum::<i32>();
-        // Small integers are exact in float32, so the masks must be what the sums say.
-        let sums: Vec<i32> = rows.chunks_exact(192).map(|row| sum(row) - middle).collect();
-        let test = WideTest { scale: 1.0, start: -middle, residual: 2.0, inside: 50_000.0, outside: -50_000.0 };
-        let residuals = std::array::from_fn(|r| 1000.0 * r as f32);
-        // A last tile has fewer rows.
-        let (rows, mask) = (&rows[..there * 192], mask & thinner & u64::MAX >> (TILE - there));
-        let bits = |is: fn(i32, i32) -> bool| {
-            sums.iter().enumerate().fold(0, |m, (r, s)| m | u64::from(is(*s, 2000 * r as i32)) << r) & mask
-        };
-        for kernels in IntKernels::available() {
-            let tile = WideRows { codes: rows, stride: 192, residuals: &residuals };
-            let mut values = [0.0; TILE];
-            let decision = kernels.wide_rows(&tile, &query, mask, &mut values, &test);
-            prop_assert_eq!(decision.inside, bits(|s, e| s - e >= 50_000), "{}", kernels.name());
-            prop_assert_eq!(decision.unsure, bits(|s, e| s - e < 50_000 && s + e >= -50_000), "{}", kernels.name());
-            for (r, (sum, value)) in sums.iter().zip(&values).enumerate() {
-                prop_assert!(mask >> r & 1 == 0 || *value == *sum as f32, "{}", kernels.name());
-            }
-        }
-    }
-
-    #[test]
-    fn kernels_fold_alike(
-        codes in prop::collection::vec(any::<u8>(), TILE * 12), folded in prop::collection::vec(any::<[i16; 2]>(), TILE),
-        queries in prop::collection::vec((prop::collection::vec(-127i8..=127, 12), any::<[i16; 2]>(), 0usize..TILE), 1..10),
-    ) {
-        let alone = |r: usize, query: &[i8]| {
-            let products = (0..12).map(|k| i32::from(codes[(k / 4 * TILE + r) * 4 + k % 4]) * i32::from(query[k]));
-            products.sum::<i32>()
-        };
-        let sum = |r: usize, (query, [a, b], _): &(Vec<i8>, [i16; 2], usize)| {
-            let pairs = i32::from(*a).wrapping_mul(i32::from(folded[r][0]));
-            alone(r, query).wrapping_add(pairs).wrapping_add(i32::from(*b).wrapping_mul(i32::from(folded[r][1])))
-        };
-        let pairs: Vec<f32> = folded.iter().map(|p| f32::from_bits(fold::pair(*p))).collect();
-        // The threshold is a row's sum, or what float32 makes of it.
-        let terms: Vec<FirstTerms> = queries
-            .iter()
-            .map(|q| {
-                let least = sum(q.2, q) as f32;
-                FirstTerms { start: 0, pair: fold::pair(q.1), least, lost: 0.0, length: 0.0, inside: 0 }
-            })
-            .collect();
-        let (bounds, numbers) = (Bounds::default(), (0..queries.len() as u32).collect::<Vec<_>>());
-        let first = First {
-            codes: &codes,
-            bytes: 12,
-            stride: 12,
-            folded: &pairs,
-            bounds: &bounds,
-            query_codes: &queries.iter().flat_map(|q| q.0.clone()).collect::<Vec<_>>(),
-            query_terms: &terms,
-        };
-        let least = |q: usize| terms[q].least as i32;
-        let want: Vec<u64> = (0..queries.len())
-            .map(|q| (0..TILE).fold(0, |m, r| m | u64::from(sum(r, &queries[q]) >= least(q)) << r))
-            .collect();
-        for kernels in IntKernels::available() {
-            let mut open = vec![0; queries.len()];
-            let mut sums = vec![[0; TILE]; queries.len()];
-            kernels.first(&first, &numbers, &mut open, &mut sums);
-            prop_assert_eq!(&open, &want, "{}", kernels.name());
-            for (query, sums) in queries.iter().zip(&sums) {
-                let want: [i32; TILE] = std::array::from_fn(|r| alone(r, &query.0));
-                prop_assert_eq!(sums, &want, "{}", kernels.name());
-            }
-        }
-    }
-
-    #[test]
-    fn kernels_interleave_alike(
-        rows in prop::collection::vec(any::<u8>(), 16 * 192), count in 1usize..=16, from in 0usize..=64,
-    ) {
-        let codes = &rows[from..count * 192];
-        let mut want = vec![0u8; TILE * 128];
-        for (r, row) in codes.chunks(192).enumerate() {
-            row[..128].iter().enumerate().for_each(|(k, x)| want[(k / 4 * TILE + r) * 4 + k % 4] = *x);
-        }
-        for kernels in IntKernels::available() {
-            let mut got = vec![0u8; TILE * 128];
-            kernels.interleave(codes, 192, 128, &mut got);
-            for r in (0..count).flat_map(|r| (0..32).map(move |g| (g * TILE + r) * 4)) {
-                prop_assert_eq!(&got[r..r + 4], &want[r..r + 4], "{}", kernels.name());
-            }
-        }
-    }
 }
 
 #[test]
@@ -328,7 +251,7 @@ fn sums_of_the_widest_second_level_are_right() {
         let mut queries = QueryCodes::with(kernels, &sketch, &caps, &[0]);
         for threshold in [-0.97, 0.0, 0.97] {
             queries.set_threshold(0, threshold);
-            let levels = queries.first_and_second(0, &[0]).unwrap();
+            let levels = first_and_second(&queries, 0, &[0]);
             let decided: Vec<Option<bool>> = (0..2).map(|r| bit(&levels[1][0], r)).collect();
             assert_eq!(decided, [Some(true), Some(false)], "{} {threshold}", kernels.name());
         }
@@ -352,11 +275,11 @@ fn sketches_decide_most_rows() {
     let caps = Caps::new(dim, &rows[..dim], &bounds).unwrap();
     let queries = QueryCodes::new(&sketch, &caps, &[0]);
     let mut unsure = [0; 2];
-    let mut settling = Settling::default();
+    let mut levels = Levels::new(());
     for tile in 0..n / TILE {
-        unsure[0] += queries.first_and_second(tile, &[0]).unwrap()[1][0].unsure.count_ones();
+        unsure[0] += first_and_second(&queries, tile, &[0])[1][0].unsure.count_ones();
         let mut out = [Decision::default()];
-        queries.settle(tile, &[0], u64::MAX, &mut settling, &mut out).unwrap();
+        levels.decide(&queries, tile, &[0], u64::MAX, &mut out).unwrap();
         unsure[1] += out[0].unsure.count_ones();
     }
     assert!(unsure[0] < n as u32 / 10 && unsure[1] < n as u32 / 50, "{unsure:?} of {n}");

@@ -1,0 +1,39 @@
+//! Step 1, nodes: whole subtrees against a cap, by the triangle inequality.
+//!
+//! Reads the centers of nodes and, of each, the largest angle to its rows ([`crate::caps::NodeAngle`]). Decides that all rows
+//! of a node lie inside a cap, or all outside; otherwise the node crosses the cap. Costs one float32 dot product of all
+//! dimensions per cap and node. A scan asks the roots of its subtrees only, which have thousands of rows: in many dimensions
+//! nearly all smaller nodes cross, too, and a tile costs less to ask.
+
+use std::ops::Range;
+
+use crate::caps::{Caps, Relation};
+use crate::distance::{Kernels, f32_error};
+use crate::error::Result;
+use crate::tree::Tree;
+
+/// Calls `each(i, node, relation)` for every cap `active[i]` and every node of a range.
+pub(crate) fn relations(
+    tree: &Tree,
+    centers: &[f32],
+    caps: &Caps<'_>,
+    active: &[usize],
+    nodes: Range<usize>,
+    mut each: impl FnMut(usize, usize, Relation) -> Result<()>,
+) -> Result<()> {
+    let d = tree.dim;
+    let centers: Vec<&[f32]> = centers[nodes.start * d..nodes.end * d].chunks_exact(d).collect();
+    let queries: Vec<&[f32]> = active.iter().map(|c| caps.center(*c)).collect();
+    let mut dots = vec![0.0f32; centers.len() * queries.len()];
+    Kernels::get().dots(&centers, &queries, &mut dots);
+    let (error, norms) = (f32_error(d), &tree.norms);
+    for (i, (cap, dots)) in active.iter().zip(dots.chunks_exact(nodes.len())).enumerate() {
+        let (query, bound) = (caps.norm(*cap), caps.bound(*cap));
+        for (node, dot) in nodes.clone().zip(dots) {
+            let angle = &tree.angles[node];
+            let relation = angle.relation(f64::from(*dot), error, query, norms.centers, norms.rows, bound);
+            each(i, node, relation)?;
+        }
+    }
+    Ok(())
+}
