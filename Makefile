@@ -130,14 +130,15 @@ test-python: $(VENV)/.stamp-captree build/wheel/.stamp
 	$(call section,pytest)
 	$(PY) -m pytest tests --ignore tests/with_torch
 
-# No part of `make test`. The first processor runs all tests, the others those of the sketches, which treat them unlike.
+# No part of `make test`. The first processor runs all tests, the others those of sketches and scans, which treat processors
+# unlike.
 test-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER ?= aarch64-linux-gnu-gcc
 test-aarch64: ## The Rust core's tests for 64-bit Arm under emulation (see CONTRIBUTING.md)
 	@filter=; for cpu in $(AARCH64_CPUS); do \
 		printf '\n=== %s  cargo test: %s, emulated\n' "$$(date +%T)" "$$cpu"; \
 		CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(QEMU_AARCH64) -cpu $$cpu" \
 			cargo test -p captree-core --target aarch64-unknown-linux-gnu --lib $$filter || exit 1; \
-		filter=sketch::; \
+		filter="-- sketch:: scan::"; \
 	done
 
 bench-data: $(VENV)/.stamp-captree

@@ -1,8 +1,8 @@
-"""What each part of the walk contributes: `python -m benches.ablation --rows 100000 --data steep`.
+"""What each step of a scan contributes: `python -m benches.ablation --rows 100000 --data steep`.
 
-Training caps are counted with some parts of the walk only; the answers must not change. Beside each choice of parts
+Training caps are counted with some steps of the scan only; the answers must not change. Beside each choice of steps
 stand the share of (cap, row) pairs that reach the stored vectors and the CPU time of one thread, relative to the whole
-walk.
+scan.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RECORDS = Path(__file__).parent / "record"
 NARROW = 0.001
 """Caps that hold less than this share of the rows are narrow."""
 
-PARTS = ["nodes", "tiles", "first", "second", "third", "last"]
+STEPS = ["nodes", "tiles", "first", "second", "third", "fourth"]
 EVERYTHING = "everything"
 CONFIGURATIONS = {
     "caps only": ["nodes"],
@@ -33,13 +33,13 @@ CONFIGURATIONS = {
     "caps, first level": ["nodes", "first"],
     "caps, first and second": ["nodes", "first", "second"],
     "caps, first to third": ["nodes", "first", "second", "third"],
-    "caps, all levels": ["nodes", "first", "second", "third", "last"],
-    EVERYTHING: PARTS,
-    "all but caps": [part for part in PARTS if part != "nodes"],
-    "all but the first level": [part for part in PARTS if part != "first"],
-    "all but the last level": [part for part in PARTS if part != "last"],
+    "caps, all levels": ["nodes", "first", "second", "third", "fourth"],
+    EVERYTHING: STEPS,
+    "all but caps": [step for step in STEPS if step != "nodes"],
+    "all but the first level": [step for step in STEPS if step != "first"],
+    "all but the fourth level": [step for step in STEPS if step != "fourth"],
 }
-"""Parts that are on."""
+"""Steps that are on."""
 
 
 def parse() -> argparse.Namespace:
@@ -63,13 +63,13 @@ def cpu_seconds(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def measure(tree: captree.Tree, caps: captree.Caps, truth: NDArray[np.int64], repeats: int) -> dict[str, Any]:
-    """Pairs by what decided them and CPU time, for every choice of parts and for the count that users call."""
+    """Pairs by what decided them and CPU time, for every choice of steps and for the count that users call."""
     seconds: dict[str, list[float]] = {name: [] for name in [*CONFIGURATIONS, "count"]}
     decided = {}
     # Rounds of all of them, each compared within its round: what else the machine does meets all of them alike.
     for _ in range(repeats):
-        for name, parts in CONFIGURATIONS.items():
-            ask = partial(tree._core.ablate, caps.centers, caps.max_cos_distance, parts, 1)
+        for name, steps in CONFIGURATIONS.items():
+            ask = partial(tree._core.ablate, caps.centers, caps.max_cos_distance, steps, 1)
             (counts, decided[name]), took = cpu_seconds(ask)
             seconds[name].append(took)
             if not np.array_equal(counts, truth):
@@ -83,7 +83,7 @@ def measure(tree: captree.Tree, caps: captree.Caps, truth: NDArray[np.int64], re
     pairs = len(caps) * len(tree)
     return {
         "caps": len(caps),
-        "decided": {name: {part: n / pairs for part, n in by.items()} for name, by in decided.items()},
+        "decided": {name: {step: n / pairs for step, n in by.items()} for name, by in decided.items()},
         "relative": relative,
         "nanoseconds": {name: statistics.median(runs) / pairs * 1e9 for name, runs in seconds.items()},
         "open_at_leaves": open_at_leaves(tree, caps),
@@ -91,7 +91,7 @@ def measure(tree: captree.Tree, caps: captree.Caps, truth: NDArray[np.int64], re
 
 
 def open_at_leaves(tree: captree.Tree, caps: captree.Caps) -> float:
-    """Share of pairs that the caps of all nodes, down to the leaves, leave open; the walk asks only large subtrees."""
+    """Share of pairs that the caps of all nodes, down to the leaves, leave open; a scan asks only large subtrees."""
     nodes = tree._core.nodes()
     between = np.arccos(np.clip(nodes["center"].astype(np.float64) @ caps.centers.T.astype(np.float64), -1, 1))
     reach = np.arccos(1 - nodes["max_cos_distance"])[:, None]
@@ -114,17 +114,17 @@ def reached(group: dict[str, Any], name: str) -> float:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The table, what each part decides of the pairs that it is asked, and where it was measured."""
+    """The table, what each step decides of the pairs that it is asked, and where it was measured."""
     groups: dict[str, dict[str, Any]] = record["groups"]
     lines = []
     for name in CONFIGURATIONS:
         times = [group["relative"][name] for group in groups.values()]
         shares = [percent(reached(group, name)) for group in groups.values()]
         lines.append([name, *(cell for pair in zip(shares, map("{:.2f}".format, times), strict=True) for cell in pair)])
-    header = ["parts", *(cell for name in groups for cell in (f"{name}: to stored rows", "CPU time"))]
-    by_part = [
-        [part, *(percent(group["decided"][EVERYTHING][part]) for group in groups.values())]
-        for part in [*PARTS, "float32", "exact"]
+    header = ["steps", *(cell for name in groups for cell in (f"{name}: to stored rows", "CPU time"))]
+    by_step = [
+        [step, *(percent(group["decided"][EVERYTHING][step]) for group in groups.values())]
+        for step in [*STEPS, "float32", "exact"]
     ]
     described = ", ".join(f"{group['caps']} {name}" for name, group in groups.items())
     leaves = ", ".join(f"{percent(group['open_at_leaves'])} of {name} caps" for name, group in groups.items())
@@ -141,7 +141,7 @@ def markdown(record: dict[str, Any]) -> str:
                 f"`Tree.count`, which tallies nothing, took {counted}. Pairs that the caps of all nodes down to the "
                 f"leaves would leave open: {leaves}.",
                 "## What decides the pairs",
-                report.table(["everything on", *groups], by_part),
+                report.table(["everything on", *groups], by_step),
             ]
         )
         + "\n"

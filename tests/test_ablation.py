@@ -1,4 +1,4 @@
-"""Parts of the walk that are switched off change what an answer costs, never the answer."""
+"""Steps of the scan that are switched off change what an answer costs, never the answer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import captree
 from captree.errors import InvalidParameterError
 from captree.testing import clip_like, oracle
 
-PARTS = ["nodes", "tiles", "first", "second", "third", "last"]
+STEPS = ["nodes", "tiles", "first", "second", "third", "fourth"]
 SUBSETS = [
-    [part for part, on in zip(PARTS, choice, strict=True) if on] for choice in product([0, 1], repeat=len(PARTS))
+    [step for step, on in zip(STEPS, choice, strict=True) if on] for choice in product([0, 1], repeat=len(STEPS))
 ]
 
 
@@ -30,21 +30,21 @@ def problem(request):
     return tree, caps, oracle(rows, caps).counts
 
 
-def test_every_choice_of_parts_is_exact(problem):
+def test_every_choice_of_steps_is_exact(problem):
     tree, caps, truth = problem
     everything = {}
-    for parts in SUBSETS:
-        counts, decided = tree._core.ablate(caps.centers, caps.max_cos_distance, parts)
-        np.testing.assert_array_equal(counts, truth, err_msg=str(parts))
-        assert list(decided) == [*PARTS, "float32", "exact"]
+    for steps in SUBSETS:
+        counts, decided = tree._core.ablate(caps.centers, caps.max_cos_distance, steps)
+        np.testing.assert_array_equal(counts, truth, err_msg=str(steps))
+        assert list(decided) == [*STEPS, "float32", "exact"]
         assert sum(decided.values()) == len(caps) * len(tree)
-        assert not any(decided[part] for part in PARTS if part not in parts)
+        assert not any(decided[step] for step in STEPS if step not in steps)
         everything = decided
-    assert parts == PARTS
-    assert sum(everything[part] for part in PARTS) > 0.9 * len(caps) * len(tree)
-    assert not [part for part in ("first", "second") if not everything[part]]
+    assert steps == STEPS
+    assert sum(everything[step] for step in STEPS) > 0.9 * len(caps) * len(tree)
+    assert not [step for step in ("first", "second") if not everything[step]]
 
 
-def test_unknown_parts_are_refused(tree, caps):
-    with pytest.raises(InvalidParameterError, match='got "fourth"'):
-        tree._core.ablate(caps.centers, caps.max_cos_distance, ["first", "fourth"])
+def test_unknown_steps_are_refused(tree, caps):
+    with pytest.raises(InvalidParameterError, match='got "fifth"'):
+        tree._core.ablate(caps.centers, caps.max_cos_distance, ["first", "fifth"])

@@ -10,16 +10,16 @@ use crate::scan::{Observer, Step};
 
 /// Which steps are on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parts(u8);
+pub struct StepSet(u8);
 
-impl Parts {
+impl StepSet {
     const NAMES: [&'static str; 6] = ["nodes", "tiles", "first", "second", "third", "fourth"];
 
     /// Only the steps of these names. Errors: [`Error::InvalidParameter`] for any other name.
     pub fn named(names: &[String]) -> Result<Self> {
-        names.iter().try_fold(Parts(0), |parts, name| match Parts::NAMES.iter().position(|known| known == name) {
-            Some(part) => Ok(Parts(parts.0 | 1 << part)),
-            None => Err(Error::InvalidParameter(format!("expected parts among {:?}, got {name:?}", Parts::NAMES))),
+        names.iter().try_fold(StepSet(0), |steps, name| match StepSet::NAMES.iter().position(|known| known == name) {
+            Some(step) => Ok(StepSet(steps.0 | 1 << step)),
+            None => Err(Error::InvalidParameter(format!("expected steps among {:?}, got {name:?}", StepSet::NAMES))),
         })
     }
 
@@ -38,7 +38,7 @@ pub struct Tally {
 impl Tally {
     /// Pairs by the name of what decided them.
     pub fn decided(&self) -> Vec<(&'static str, u64)> {
-        let names = Parts::NAMES.into_iter().chain(["float32", "exact"]);
+        let names = StepSet::NAMES.into_iter().chain(["float32", "exact"]);
         let before = std::iter::once(self.all).chain(self.open);
         let after = self.open.into_iter().chain([0]);
         names.zip(before.zip(after)).map(|(name, (before, after))| (name, before - after)).collect()
@@ -47,14 +47,14 @@ impl Tally {
 
 /// Observes a scan with some steps only.
 pub(crate) struct Ablation {
-    parts: Parts,
+    steps: StepSet,
     all: AtomicU64,
     open: [AtomicU64; 7],
 }
 
 impl Ablation {
-    pub fn new(parts: Parts) -> Self {
-        Ablation { parts, all: AtomicU64::new(0), open: Default::default() }
+    pub fn new(steps: StepSet) -> Self {
+        Ablation { steps, all: AtomicU64::new(0), open: Default::default() }
     }
 
     /// What all tasks tallied.
@@ -67,13 +67,13 @@ impl Observer for &Ablation {
     fn makes(self, step: Step) -> bool {
         match step {
             // Levels go on from each other's sums.
-            Step::Second | Step::Third | Step::Fourth => self.parts.0 >> step as u8 != 0,
-            step => self.parts.has(step),
+            Step::Second | Step::Third | Step::Fourth => self.steps.0 >> step as u8 != 0,
+            step => self.steps.has(step),
         }
     }
 
     fn counts(self, step: Step) -> bool {
-        self.parts.has(step)
+        self.steps.has(step)
     }
 
     fn start(self, pairs: usize) {

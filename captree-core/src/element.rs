@@ -1,8 +1,6 @@
 //! Element types of stored vectors.
 
-use half::f16;
-
-use crate::distance::{Kernels, Loops};
+pub(crate) use crate::distance::Element;
 
 /// How a tree stores its vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -29,65 +27,5 @@ impl Storage {
             Storage::Float16 => 2,
             Storage::Float32 => 4,
         }
-    }
-}
-
-/// A stored coordinate: [`f16`] or `f32`.
-pub(crate) trait Element: crate::store::Element {
-    /// The value, exactly.
-    fn to_f32(self) -> f32;
-
-    /// Converts a whole row exactly.
-    fn widen(row: &[Self], out: &mut [f32]);
-
-    /// Loads one register.
-    ///
-    /// # Safety
-    /// As for the instruction set's loads.
-    unsafe fn load<S: crate::distance::Simd>(p: *const Self) -> S::V;
-
-    /// The loops for rows of this type.
-    fn loops(kernels: &Kernels) -> Loops<Self>;
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f16::to_f32(self)
-    }
-
-    fn widen(row: &[Self], out: &mut [f32]) {
-        half::slice::HalfFloatSliceExt::convert_to_f32_slice(row, out);
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: crate::distance::Simd>(p: *const Self) -> S::V {
-        // SAFETY: forwarded from the caller.
-        unsafe { S::load_f16(p) }
-    }
-
-    fn loops(kernels: &Kernels) -> Loops<Self> {
-        kernels.loops_f16()
-    }
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-
-    fn widen(row: &[Self], out: &mut [f32]) {
-        out.copy_from_slice(row);
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: crate::distance::Simd>(p: *const Self) -> S::V {
-        // SAFETY: forwarded from the caller.
-        unsafe { S::load_f32(p) }
-    }
-
-    fn loops(kernels: &Kernels) -> Loops<Self> {
-        kernels.loops_f32()
     }
 }

@@ -47,7 +47,7 @@ mod tree;
 mod vectors;
 
 #[doc(hidden)]
-pub use ablation::{Parts, Tally};
+pub use ablation::{StepSet, Tally};
 pub use build::{Batch, DEFAULT_LEAF_SIZE, Ingest, MAX_DIM, MAX_ROWS, Params, Rows};
 pub use caps::Caps;
 pub use control::{Call, Control, MAX_THREADS};

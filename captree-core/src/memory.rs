@@ -25,24 +25,25 @@ pub(crate) fn filled<T: Clone>(rows: usize, columns: usize, value: T) -> Result<
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Numbers that start at a cache line: a load of a whole register then touches one line, not two.
-pub(crate) struct Lined<T> {
+/// Numbers that start at a cache line: a load of a whole register then touches one line, not two. (The crate aligned-vec has
+/// such vectors, but writes the zeros of new ones, which the system would give unwritten.)
+pub(crate) struct AlignedVec<T> {
     lines: Vec<Line>,
     len: usize,
     of: PhantomData<T>,
 }
 
-impl<T: Pod> Lined<T> {
+impl<T: Pod> AlignedVec<T> {
     /// So many zeros.
     pub fn zeroed(len: usize) -> Self {
         let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
         // What the system hands out is zero already: large ones are not written here.
-        Lined { lines: bytemuck::zeroed_vec(lines), len, of: PhantomData }
+        AlignedVec { lines: bytemuck::zeroed_vec(lines), len, of: PhantomData }
     }
 
     /// So many copies of a value.
     pub fn filled(len: usize, value: T) -> Self {
-        let mut out = Lined::zeroed(len);
+        let mut out = AlignedVec::zeroed(len);
         out.fill(value);
         out
     }
@@ -57,20 +58,20 @@ impl<T: Pod> Lined<T> {
     }
 }
 
-impl<T> Lined<T> {
+impl<T> AlignedVec<T> {
     /// Their number.
     pub fn len(&self) -> usize {
         self.len
     }
 }
 
-impl<T> Default for Lined<T> {
+impl<T> Default for AlignedVec<T> {
     fn default() -> Self {
-        Lined { lines: Vec::new(), len: 0, of: PhantomData }
+        AlignedVec { lines: Vec::new(), len: 0, of: PhantomData }
     }
 }
 
-impl<T: Pod> Deref for Lined<T> {
+impl<T: Pod> Deref for AlignedVec<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -79,7 +80,7 @@ impl<T: Pod> Deref for Lined<T> {
     }
 }
 
-impl<T: Pod> DerefMut for Lined<T> {
+impl<T: Pod> DerefMut for AlignedVec<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.lines);
         bytemuck::cast_slice_mut(&mut bytes[..self.len * size_of::<T>()])
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn numbers_start_at_a_line_and_stay_when_there_are_more() {
-        let mut numbers = Lined::<f32>::zeroed(3);
+        let mut numbers = AlignedVec::<f32>::zeroed(3);
         numbers.copy_from_slice(&[1.0, 2.0, 3.0]);
         numbers.resize(1000);
         assert_eq!((numbers.as_ptr() as usize % 64, numbers.len()), (0, 1000));

@@ -30,7 +30,7 @@ class Tree:
         self,
         centers: NDArray[np.float32],
         bounds: NDArray[np.float64],
-        parts: list[str],
+        steps: list[str],
         threads: int | None = None,
     ) -> tuple[NDArray[np.int64], dict[str, int]]: ...
     def search(

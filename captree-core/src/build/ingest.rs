@@ -7,7 +7,7 @@ use super::MAX_DIM;
 use crate::control::Call;
 use crate::element::Storage;
 use crate::error::{Error, Result};
-use crate::memory::Lined;
+use crate::memory::AlignedVec;
 use crate::sketch::sketch_bytes;
 use crate::store::Array;
 use crate::vectors::{NormRange, Precision, Vectors, norm};
@@ -70,8 +70,8 @@ const NAMED: usize = 5;
 const CHUNK: usize = 1024;
 
 enum Stored {
-    F16(Lined<f16>),
-    F32(Lined<f32>),
+    F16(AlignedVec<f16>),
+    F32(AlignedVec<f32>),
 }
 
 /// Collects batches of rows as they come.
@@ -114,8 +114,8 @@ impl Ingest {
     /// Rows will be stored as `storage`; with `normalize`, scaled to length 1 first.
     pub fn new(storage: Storage, normalize: bool) -> Self {
         let stored = match storage {
-            Storage::Float16 => Stored::F16(Lined::default()),
-            Storage::Float32 => Stored::F32(Lined::default()),
+            Storage::Float16 => Stored::F16(AlignedVec::default()),
+            Storage::Float32 => Stored::F32(AlignedVec::default()),
         };
         Ingest {
             normalize,

@@ -1,6 +1,6 @@
 //! The dot-product loops, written once over [`Simd`].
 
-use crate::element::Element;
+use super::Element;
 
 /// No kernel sums fewer chains than this per dot product; the error bound counts on it.
 pub(super) const MIN_LANES: usize = 8;

@@ -3,6 +3,7 @@
 //! [`dots`] gives float32 dot products of a tile of rows with a tile of centers together with a bound on their error
 //! ([`f32_error`]); whatever the bound cannot decide goes to [`crate::exact`].
 
+mod element;
 mod generic;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
@@ -10,13 +11,13 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub(crate) use generic::{Simd, two_sum};
+pub(crate) use element::Element;
+use generic::Simd;
+pub(crate) use generic::two_sum;
 
 use std::sync::OnceLock;
 
 use half::f16;
-
-use crate::element::Element;
 
 /// Rows a tile holds at most: one bit each in the masks that queries work with.
 pub const TILE: usize = 64;
@@ -105,14 +106,6 @@ impl Kernels {
         assert_eq!(a.len(), b.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths are equal.
         unsafe { (self.pair)(a, b) }
-    }
-
-    pub(crate) fn loops_f16(&self) -> Loops<f16> {
-        self.f16
-    }
-
-    pub(crate) fn loops_f32(&self) -> Loops<f32> {
-        self.f32
     }
 }
 

@@ -5,8 +5,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::generic::{self, Simd};
-use super::{Kernels, Loops};
-use crate::element::Element;
+use super::{Element, Kernels, Loops};
 
 struct Avx512;
 

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::run::{error, is_short, run, run_short};
-use crate::ablation::Parts;
+use crate::ablation::StepSet;
 use crate::caps::Caps;
 use crate::control::Call;
 use crate::element::Storage;
@@ -102,21 +102,22 @@ impl Tree {
         Ok(counts.into_pyarray(py))
     }
 
-    /// For measurement: counts with some parts of the walk only, and which part decided how many (cap, row) pairs.
-    #[pyo3(signature = (centers, bounds, parts, threads = None))]
+    /// For measurement: counts with some steps of the scan only, and which step decided how many (cap, row) pairs.
+    #[pyo3(signature = (centers, bounds, steps, threads = None))]
     fn ablate<'py>(
         &self,
         py: Python<'py>,
         centers: Centers<'py>,
         bounds: Bounds<'py>,
-        parts: Vec<String>,
+        steps: Vec<String>,
         threads: Option<usize>,
     ) -> PyResult<(Column<'py, i64>, Bound<'py, PyDict>)> {
-        let (counts, tally) = self
-            .query(py, &centers, &bounds, threads, |tree, caps, call| tree.ablate(caps, Parts::named(&parts)?, call))?;
+        let (counts, tally) = self.query(py, &centers, &bounds, threads, |tree, caps, call| {
+            tree.ablate(caps, StepSet::named(&steps)?, call)
+        })?;
         let decided = PyDict::new(py);
-        for (part, pairs) in tally.decided() {
-            decided.set_item(part, pairs)?;
+        for (step, pairs) in tally.decided() {
+            decided.set_item(step, pairs)?;
         }
         Ok((counts.into_pyarray(py), decided))
     }

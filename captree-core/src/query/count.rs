@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::ablation::{Ablation, Parts, Tally};
+use crate::ablation::{Ablation, StepSet, Tally};
 use crate::caps::Caps;
 use crate::control::Call;
 use crate::error::Result;
@@ -39,8 +39,8 @@ impl Tree {
 
     /// [`Tree::count`] with some steps of the scan only, and which step decided how many (cap, row) pairs. For measurement.
     #[doc(hidden)]
-    pub fn ablate(&self, caps: &Caps<'_>, parts: Parts, call: &Call) -> Result<(Vec<i64>, Tally)> {
-        let ablation = Ablation::new(parts);
+    pub fn ablate(&self, caps: &Caps<'_>, steps: StepSet, call: &Call) -> Result<(Vec<i64>, Tally)> {
+        let ablation = Ablation::new(steps);
         let counts = self.count_by(caps, &ablation, call)?;
         Ok((counts, ablation.tally()))
     }

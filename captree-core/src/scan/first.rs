@@ -6,7 +6,7 @@
 
 use super::levels::{Open, Tile};
 use super::observer::{Observer, Step};
-use crate::memory::Lined;
+use crate::memory::AlignedVec;
 use crate::sketch::{Decision, TILE};
 
 /// The first level, with its buffers.
@@ -15,7 +15,7 @@ pub(super) struct First {
     /// Per query, the rows that are left open.
     masks: Vec<u64>,
     /// Per query, the sums, from which the second level goes on.
-    pub sums: Lined<[i32; TILE]>,
+    pub sums: AlignedVec<[i32; TILE]>,
 }
 
 impl First {

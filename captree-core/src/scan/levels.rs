@@ -5,7 +5,7 @@ use super::observer::{Observer, Step};
 use super::second::Second;
 use super::wide::Wide;
 use crate::error::Result;
-use crate::memory::Lined;
+use crate::memory::AlignedVec;
 use crate::sketch::{Decision, QueryCodes, TILE, kernel};
 
 /// A tile, and the codes of its rows and of the queries.
@@ -23,7 +23,7 @@ pub(super) struct Open {
     pub queries: Vec<u32>,
     /// Of each, the rows that are still open, and what the dot products of these are estimated at.
     pub masks: Vec<u64>,
-    pub values: Lined<[f32; TILE]>,
+    pub values: AlignedVec<[f32; TILE]>,
     /// Which of them have open rows still.
     pub left: Vec<u32>,
 }

@@ -13,7 +13,7 @@ use crate::control::Control;
 use crate::distance::TILE;
 use crate::element::Element;
 use crate::error::Result;
-use crate::memory::Lined;
+use crate::memory::AlignedVec;
 use crate::sketch::{Decision, QueryCodes};
 use crate::store::Array;
 use crate::tree::Tree;
@@ -29,14 +29,14 @@ pub(super) struct Block<'a> {
     pub caps: &'a [usize],
     codes: QueryCodes<'a>,
     /// Each center from a cache line on, `stride` numbers from one to the next.
-    centers: Lined<f32>,
+    centers: AlignedVec<f32>,
     stride: usize,
 }
 
 impl<'a> Block<'a> {
     pub fn new(tree: &'a Tree, caps: &Caps<'_>, block: &'a [usize]) -> Self {
         let stride = caps.dim().next_multiple_of(LINE);
-        let mut centers = Lined::zeroed(block.len() * stride);
+        let mut centers = AlignedVec::zeroed(block.len() * stride);
         for (center, cap) in centers.chunks_exact_mut(stride).zip(block) {
             center[..caps.dim()].copy_from_slice(caps.center(*cap));
         }

@@ -15,7 +15,7 @@ use super::masks::positions_of;
 use super::observer::{Observer, Step};
 use super::tiles::TILES_TOGETHER;
 use crate::error::Result;
-use crate::memory::Lined;
+use crate::memory::AlignedVec;
 use crate::sketch::kernel::{QUARTER, Quarters, WideRows, WideTest, WideTile};
 use crate::sketch::levels::{Bounds, field, third_bytes};
 use crate::sketch::{Decision, IntKernels, MANY_ROWS, TILE, Widths, wide_bytes};
@@ -48,7 +48,7 @@ struct Many {
 struct ReadTile {
     tile: Option<usize>,
     fetched: u64,
-    interleaved: Lined<u8>,
+    interleaved: AlignedVec<u8>,
     is_interleaved: bool,
 }
 

@@ -12,7 +12,7 @@ use crate::control::Control;
 use crate::distance::{Kernels, f32_error};
 use crate::element::Element;
 use crate::error::Result;
-use crate::memory::Lined;
+use crate::memory::AlignedVec;
 use crate::store::Array;
 use crate::vectors::NORM_SLACK;
 
@@ -89,9 +89,9 @@ impl Sketch {
         control: &Control,
     ) -> Result<Self> {
         let (bytes, wide, tiles) = (padded(basis.widths.second), wide_bytes(basis.widths), n.div_ceil(TILE));
-        let mut row_codes = Lined::filled(tiles * TILE * bytes, 128u8);
-        let mut row_terms = Lined::<f32>::zeroed(tiles * TERMS);
-        let mut wide_codes = Lined::filled(n * wide, 128u8);
+        let mut row_codes = AlignedVec::filled(tiles * TILE * bytes, 128u8);
+        let mut row_terms = AlignedVec::<f32>::zeroed(tiles * TERMS);
+        let mut wide_codes = AlignedVec::filled(n * wide, 128u8);
         let means: Vec<Encoded> = row_codes
             .par_chunks_mut(TASK * bytes)
             .zip(row_terms.par_chunks_mut(TASK / TILE * TERMS))

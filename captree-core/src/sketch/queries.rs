@@ -10,7 +10,7 @@ use super::terms::{Codes, Terms, encode};
 use super::{TILE, Widths, up};
 use crate::caps::Caps;
 use crate::error::Result;
-use crate::memory::Lined;
+use crate::memory::AlignedVec;
 use crate::store::Array;
 
 /// Queries that are encoded together: their projections share the basis.
@@ -31,7 +31,7 @@ pub(crate) struct QueryCodes<'a> {
     refinement_codes: Vec<i8>,
     refinement_terms: Vec<RefinementTerms>,
     /// The counterparts of the rows' wide codes.
-    wide_codes: Lined<i8>,
+    wide_codes: AlignedVec<i8>,
     wide_terms: Vec<WideTerms>,
 }
 
@@ -57,7 +57,7 @@ impl<'a> QueryCodes<'a> {
             second_terms: Vec::with_capacity(count),
             refinement_codes: vec![0; count * leading],
             refinement_terms: Vec::with_capacity(count),
-            wide_codes: Lined::zeroed(count * wide),
+            wide_codes: AlignedVec::zeroed(count * wide),
             wide_terms: Vec::with_capacity(count),
         };
         let parts: Vec<Vec<Terms>> = active

@@ -9,7 +9,7 @@ use bytemuck::Pod;
 use super::checks::{MappedFile, out_of_range};
 use crate::control::Control;
 use crate::error::Result;
-use crate::memory::Lined;
+use crate::memory::AlignedVec;
 
 /// A flat array that lives in memory or in a mapped, checksummed file. Clones share the data.
 pub struct Array<T> {
@@ -17,7 +17,7 @@ pub struct Array<T> {
 }
 
 enum Data<T> {
-    Owned(Arc<Lined<T>>),
+    Owned(Arc<AlignedVec<T>>),
     /// The file holds at least `len` elements' bytes, aligned for `T`: see [`Array::mapped`].
     Mapped {
         file: Arc<MappedFile>,
@@ -28,13 +28,13 @@ enum Data<T> {
 impl<T: Pod + Send + Sync> Array<T> {
     /// An array in memory: a copy of the vector.
     pub fn from_vec(v: Vec<T>) -> Self {
-        let mut own = Lined::zeroed(v.len());
+        let mut own = AlignedVec::zeroed(v.len());
         own.copy_from_slice(&v);
         Array::in_memory(own)
     }
 
     /// An array in memory; the numbers are not copied.
-    pub(crate) fn in_memory(numbers: Lined<T>) -> Self {
+    pub(crate) fn in_memory(numbers: AlignedVec<T>) -> Self {
         Array { data: Data::Owned(Arc::new(numbers)) }
     }
 

@@ -15,7 +15,7 @@ use crate::caps::NodeAngle;
 use crate::control::{Call, Control};
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
-use crate::memory::Lined;
+use crate::memory::AlignedVec;
 use crate::sketch::Sketch;
 use crate::store::Array;
 use crate::vectors::{NormRange, Vectors, norm, row, with_elements};
@@ -231,7 +231,7 @@ fn gather_into<E: Element, I: Copy + TryInto<usize>>(
 }
 
 fn gather_all<E: Element>(array: &Array<E>, order: &[u32], dim: usize, control: &Control) -> Result<Array<E>> {
-    let mut out = Lined::zeroed(order.len() * dim);
+    let mut out = AlignedVec::zeroed(order.len() * dim);
     for (out, part) in out.chunks_mut(GATHER * dim).zip(order.chunks(GATHER)) {
         control.check()?;
         gather_into(out, array, part, dim)?;
