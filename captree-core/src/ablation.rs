@@ -1,7 +1,7 @@
 //! For measurement: switches steps of a scan off and tallies what each step decides.
 //!
-//! Every answer stays exact, for what no step decides meets the stored rows. A level that is switched off decides nothing, but
-//! still sums up its columns where a later level that is on goes on from its sums.
+//! Every answer stays exact, for what no step decides meets the stored rows. A level that is switched off decides
+//! nothing, but still sums up its columns where a later level that is on goes on from its sums.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

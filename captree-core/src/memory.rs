@@ -1,5 +1,5 @@
-//! Memory whose size a caller chooses, asked for politely, so that too much is an error and not the end of the process; and
-//! memory that starts at a cache line.
+//! Memory whose size a caller chooses, asked for politely, so that too much is an error and not the end of the process;
+//! and memory that starts at a cache line.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -25,8 +25,8 @@ pub(crate) fn filled<T: Clone>(rows: usize, columns: usize, value: T) -> Result<
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Numbers that start at a cache line: a load of a whole register then touches one line, not two. (The crate aligned-vec has
-/// such vectors, but writes the zeros of new ones, which the system would give unwritten.)
+/// Numbers that start at a cache line: a load of a whole register then touches one line, not two. (The crate
+/// aligned-vec has such vectors, but writes the zeros of new ones, which the system would give unwritten.)
 pub(crate) struct AlignedVec<T> {
     lines: Vec<Line>,
     len: usize,

@@ -92,8 +92,8 @@ pub(super) unsafe fn tile<S: Simd, E: Element>(rows: &[&[E]], centers: &[&[f32]]
     }
 }
 
-/// Dot products of `rows[i]` with `centers[i]`: eight or four at a time where these share a center, which is then loaded once,
-/// otherwise four, to hide the latency of the sums.
+/// Dot products of `rows[i]` with `centers[i]`: eight or four at a time where these share a center, which is then
+/// loaded once, otherwise four, to hide the latency of the sums.
 ///
 /// # Safety
 /// As for [`super::TileKernel`], but for `out`, which has one element per row and center.

@@ -97,7 +97,8 @@ impl Kernels {
         unsafe { (E::loops(self).pairs)(rows, centers, out) }
     }
 
-    /// Dot product of two float32 vectors as an unevaluated sum `hi + lo` of float64, compensated: off by about `d^2 2^-106`.
+    /// Dot product of two float32 vectors as an unevaluated sum `hi + lo` of float64, compensated: off by about `d^2
+    /// 2^-106`.
     ///
     /// # Panics
     /// If the lengths differ.

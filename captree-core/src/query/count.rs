@@ -37,7 +37,8 @@ impl Tree {
         self.count_by(caps, (), call)
     }
 
-    /// [`Tree::count`] with some steps of the scan only, and which step decided how many (cap, row) pairs. For measurement.
+    /// [`Tree::count`] with some steps of the scan only, and which step decided how many (cap, row) pairs. For
+    /// measurement.
     #[doc(hidden)]
     pub fn ablate(&self, caps: &Caps<'_>, steps: StepSet, call: &Call) -> Result<(Vec<i64>, Tally)> {
         let ablation = Ablation::new(steps);

@@ -1,15 +1,15 @@
 //! The smallest bound whose cap holds a given number of rows.
 //!
-//! Every row has a smallest float64 bound whose cap holds it, its real distance rounded up; the answer for k rows is the
-//! k-th smallest of these. It is found without computing them all:
+//! Every row has a smallest float64 bound whose cap holds it, its real distance rounded up; the answer for k rows is
+//! the k-th smallest of these. It is found without computing them all:
 //!
 //! 1. rows spread evenly over the tree give a band of dot products that very likely holds the k-th largest;
 //! 2. one scan counts the rows surely above the band and keeps those not surely outside: tiles and rows by their codes
 //!    ([`crate::sketch`]), what is left by float32 dot products and their error bound;
 //! 3. of the rows kept, those that the error bound cannot tell from the k-th are computed exactly.
 //!
-//! A band that missed, which step 3 sees, is widened, in the end to everything; so the sample decides the time, never the
-//! answer.
+//! A band that missed, which step 3 sees, is widened, in the end to everything; so the sample decides the time, never
+//! the answer.
 
 use std::ops::Range;
 
@@ -76,12 +76,12 @@ struct Search<'a, E: Element> {
 }
 
 impl Tree {
-    /// For each center (unit vectors, `dim` coordinates each) the smallest bound in [0, 2] whose cap holds at least as many
-    /// rows as `counts` says, exactly.
+    /// For each center (unit vectors, `dim` coordinates each) the smallest bound in [0, 2] whose cap holds at least as
+    /// many rows as `counts` says, exactly.
     ///
     /// 2 where not even that bound holds them: rows and centers a little longer than 1 can be more than 2 apart.
-    /// Errors: [`Error::InvalidCaps`] for a wrong dimension or centers that are not unit, [`Error::InvalidParameter`] for a
-    /// count that is not between 1 and the number of rows, what reading a tree on disk gives, and
+    /// Errors: [`Error::InvalidCaps`] for a wrong dimension or centers that are not unit, [`Error::InvalidParameter`]
+    /// for a count that is not between 1 and the number of rows, what reading a tree on disk gives, and
     /// [`Error::Interrupted`].
     pub fn radius_for_count(&self, centers: &[f32], counts: &[usize], call: &Call) -> Result<Vec<f64>> {
         if let Some((i, k)) = counts.iter().enumerate().find(|(_, k)| **k == 0 || **k > self.len()) {
@@ -120,8 +120,9 @@ impl Tree {
 }
 
 impl Band {
-    /// Places in the sorted sample that the wanted one is likely within: three standard deviations of its hypergeometric
-    /// law and a few, times `factor`. Rows spread over the tree, whose neighbors are alike, vary less than random ones.
+    /// Places in the sorted sample that the wanted one is likely within: three standard deviations of its
+    /// hypergeometric law and a few, times `factor`. Rows spread over the tree, whose neighbors are alike, vary less
+    /// than random ones.
     fn margin(place: usize, size: usize, factor: f64) -> usize {
         let share = place as f64 / size as f64;
         (factor * (3.0 * (place as f64 * (1.0 - share)).sqrt() + 3.0)).ceil() as usize
@@ -245,8 +246,8 @@ impl<E: Element> Search<'_, E> {
             return Ok(None);
         }
         let (_, &mut (middle, _), _) = kept.select_nth_unstable_by(k - above - 1, |a, b| b.0.total_cmp(&a.0));
-        // The k-th largest real dot product is within one error of the k-th largest float32 one, if the band holds it: all
-        // rows counted lie above the band, all rows dropped below.
+        // The k-th largest real dot product is within one error of the k-th largest float32 one, if the band holds it:
+        // all rows counted lie above the band, all rows dropped below.
         let middle = f64::from(middle);
         if middle + self.error > band.high || middle - self.error < band.low {
             return Ok(None);

@@ -1,8 +1,9 @@
 //! Step 3, the first level: all rows of a tile in integers alone.
 //!
 //! Reads the codes of the first columns, 8 bits each, which lie interleaved, and two integers per row
-//! ([`crate::sketch::Fold`]). Decides rows in one direction, the one that a row near the mean suggests: that they lie outside, or
-//! inside. Costs one byte per row and column, and one comparison per row; most pairs that reach it end here.
+//! ([`crate::sketch::Fold`]). Decides rows in one direction, the one that a row near the mean suggests: that they lie
+//! outside, or inside. Costs one byte per row and column, and one comparison per row; most pairs that reach it end
+//! here.
 
 use super::levels::{Open, Tile};
 use super::observer::{Observer, Step};
@@ -37,8 +38,8 @@ impl First {
         open.places.resize(queries.len(), 0);
         open.queries.resize(queries.len(), 0);
         open.masks.resize(queries.len(), 0);
-        // Without a branch, which the processor would mispredict: every entry is written, and the next one overwrites it
-        // unless it counts.
+        // Without a branch, which the processor would mispredict: every entry is written, and the next one overwrites
+        // it unless it counts.
         let mut count = 0;
         for (n, ((query, mask), decision)) in queries.iter().zip(&self.masks).zip(out).enumerate() {
             let unsure = mask & valid;

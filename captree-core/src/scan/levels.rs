@@ -1,4 +1,5 @@
-//! Steps 3 to 6, the code levels: all rows of a tile, one level after the other, each for what the one before leaves open.
+//! Steps 3 to 6, the code levels: all rows of a tile, one level after the other, each for what the one before leaves
+//! open.
 
 use super::first::First;
 use super::observer::{Observer, Step};
@@ -50,8 +51,8 @@ impl<O: Observer> Levels<O> {
         }
     }
 
-    /// Takes the rows of a tile through all levels for some queries: `out[i]` decides for `queries[i]` the rows that are bits
-    /// of `valid`.
+    /// Takes the rows of a tile through all levels for some queries: `out[i]` decides for `queries[i]` the rows that
+    /// are bits of `valid`.
     pub fn decide(
         &mut self,
         codes: &QueryCodes<'_>,

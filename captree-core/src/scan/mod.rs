@@ -1,20 +1,20 @@
 //! The scan: which rows of a tree lie inside each cap.
 //!
-//! Pairs of a cap and a row pass through these steps, one file each. Every step decides what it can, in both directions, and
-//! passes the rest on; the last one decides everything, so answers are exact whatever the others leave.
+//! Pairs of a cap and a row pass through these steps, one file each. Every step decides what it can, in both
+//! directions, and passes the rest on; the last one decides everything, so answers are exact whatever the others leave.
 //!
-//! | step | file | reads | costs, about, per pair that reaches it |
+//! | step | file | reads | costs, per pair that reaches it |
 //! |---|---|---|---|
 //! | 1 nodes | [`nodes`] | centers of large subtrees | a dot product for thousands of rows |
 //! | 2 tiles | [`tiles`] | codes of the means of 64 neighbors | what a first and a second level cost, for 64 rows |
 //! | 3 first level | [`first`] | 16 to 96 bytes of a row's code | as many integer products, an integer test |
 //! | 4 second level | [`second`] | up to 192 bytes with the first's | as many integer products, a float32 test |
-//! | 5 third level, 6 fourth level | [`wide`] | up to 384 bytes, then all columns | as many integer products, a float32 test |
+//! | 5 third, 6 fourth level | [`wide`] | up to 384 columns, then all | as many integer products, a float32 test |
 //! | 7 stored rows | [`rows`] | the stored coordinates | a float32 dot product; seldom an exact one |
 //!
-//! [`levels`] puts the code levels one behind the other, [`task`] all steps but the first, and [`Scan`] cuts caps and tree into
-//! tasks. Codes and what is proved of them are [`crate::sketch`]'s; the proof that each step decides rightly is in
-//! docs/exactness.md. Blocks of caps share the codes that a tile loads.
+//! [`levels`] puts the code levels one behind the other, [`task`] all steps but the first, and [`Scan`] cuts caps and
+//! tree into tasks. Codes and what is proved of them are [`crate::sketch`]'s; the proof that each step decides rightly
+//! is in docs/exactness.md. Blocks of caps share the codes that a tile loads.
 
 mod first;
 mod levels;
@@ -111,9 +111,9 @@ impl<'a, O: Observer> Scan<'a, O> {
         Ok(Scan { tree, caps, control, centers: tree.centers()?, blocks, subtrees, observer })
     }
 
-    /// Scans every subtree for every block in parallel, each pair with a sink of its own for as many caps as the block has.
-    /// Returns per block its number of caps and the sinks in tree order. `done` is told how many caps a subtree is done
-    /// with, [`Scan::units`] in all.
+    /// Scans every subtree for every block in parallel, each pair with a sink of its own for as many caps as the block
+    /// has. Returns per block its number of caps and the sinks in tree order. `done` is told how many caps a subtree is
+    /// done with, [`Scan::units`] in all.
     pub fn run<S: Sink + Send>(
         &self,
         sink: impl Fn(&[usize]) -> S + Sync,

@@ -1,9 +1,9 @@
 //! Step 1, nodes: whole subtrees against a cap, by the triangle inequality.
 //!
-//! Reads the centers of nodes and, of each, the largest angle to its rows ([`crate::caps::NodeAngle`]). Decides that all rows
-//! of a node lie inside a cap, or all outside; otherwise the node crosses the cap. Costs one float32 dot product of all
-//! dimensions per cap and node. A scan asks the roots of its subtrees only, which have thousands of rows: in many dimensions
-//! nearly all smaller nodes cross, too, and a tile costs less to ask.
+//! Reads the centers of nodes and, of each, the largest angle to its rows ([`crate::caps::NodeAngle`]). Decides that
+//! all rows of a node lie inside a cap, or all outside; otherwise the node crosses the cap. Costs one float32 dot
+//! product of all dimensions per cap and node. A scan asks the roots of its subtrees only, which have thousands of
+//! rows: in many dimensions nearly all smaller nodes cross, too, and a tile costs less to ask.
 
 use std::ops::Range;
 

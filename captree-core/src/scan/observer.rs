@@ -21,8 +21,8 @@ pub(crate) trait Observer: Copy + Send + Sync {
         true
     }
 
-    /// Whether what a step finds counts as decided. One that is made and does not count is made for a later step, which goes
-    /// on from its sums.
+    /// Whether what a step finds counts as decided. One that is made and does not count is made for a later step, which
+    /// goes on from its sums.
     #[inline(always)]
     fn counts(self, _step: Step) -> bool {
         true

@@ -1,8 +1,8 @@
 //! Step 7, stored rows: in float32 where its error bound allows, otherwise exactly.
 //!
-//! Reads the stored coordinates of rows, two or four bytes each, and the centers of caps. Decides everything: a float32 dot
-//! product tells nearly all rows ([`crate::caps::RowTest`]), and real arithmetic the others ([`crate::exact`]). Costs all
-//! dimensions of a row, and its way from memory or disk: more than all other steps together, per row.
+//! Reads the stored coordinates of rows, two or four bytes each, and the centers of caps. Decides everything: a float32
+//! dot product tells nearly all rows ([`crate::caps::RowTest`]), and real arithmetic the others ([`crate::exact`]).
+//! Costs all dimensions of a row, and its way from memory or disk: more than all other steps together, per row.
 
 use std::ops::Range;
 

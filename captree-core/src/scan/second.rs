@@ -1,8 +1,8 @@
 //! Step 4, the second level: those sixteen rows of a tile among which some are open.
 //!
-//! Reads the codes of more columns, 8 bits each, interleaved like the first level's, and two numbers per row. Decides in both
-//! directions. Costs one byte per row and added column, and a float32 test of each row; it also gives the float32 values that the
-//! wide levels go on from.
+//! Reads the codes of more columns, 8 bits each, interleaved like the first level's, and two numbers per row. Decides
+//! in both directions. Costs one byte per row and added column, and a float32 test of each row; it also gives the
+//! float32 values that the wide levels go on from.
 
 use super::levels::{Open, Tile};
 use super::observer::{Observer, Step};

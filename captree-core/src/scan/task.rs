@@ -125,8 +125,8 @@ impl<'a, E: Element, O: Observer> Task<'a, E, O> {
         Ok(())
     }
 
-    /// At most [`TILES_TOGETHER`] tiles for at most [`CHUNK`] caps. With each tile comes which bit of the caps' `decisions`
-    /// stands for it as a whole.
+    /// At most [`TILES_TOGETHER`] tiles for at most [`CHUNK`] caps. With each tile comes which bit of the caps'
+    /// `decisions` stands for it as a whole.
     fn tiles(
         &mut self,
         tiles: &[(usize, usize)],

@@ -1,5 +1,5 @@
-//! Attempts to break the certified inequality: adversarial rows, caps whose bound is the distance of a row, every level,
-//! every instruction set. One violation is a wrong answer, so none is allowed.
+//! Attempts to break the certified inequality: adversarial rows, caps whose bound is the distance of a row, every
+//! level, every instruction set. One violation is a wrong answer, so none is allowed.
 
 mod terms;
 
@@ -14,8 +14,8 @@ use crate::sketch::kernel::{Decision, IntKernels, OpenRows, Quarters};
 use crate::sketch::levels::Steps;
 use crate::sketch::{Basis, MAX_STEP, QueryCodes, Sketch, TILE, Widths};
 
-/// Rows with what makes bounds tight or loose: a common direction, equal rows, one heavy coordinate, tiny ones, an outlier.
-/// Of fewer than `most` dims.
+/// Rows with what makes bounds tight or loose: a common direction, equal rows, one heavy coordinate, tiny ones, an
+/// outlier. Of fewer than `most` dims.
 fn rows(most: usize) -> impl Strategy<Value = (usize, Vec<f32>)> {
     (1..most, 1usize..200, any::<u64>(), 0usize..7).prop_map(|(dim, n, seed, kind)| {
         let mut state = seed | 1;
@@ -157,8 +157,8 @@ fn first_and_second(codes: &QueryCodes<'_>, tile: usize, queries: &[u32]) -> [Ve
     [first, second]
 }
 
-/// Every level of every instruction set, with thresholds at, or next to, the dot product of some row: where a wrong bound
-/// shows.
+/// Every level of every instruction set, with thresholds at, or next to, the dot product of some row: where a wrong
+/// bound shows.
 fn attack(
     sketch: &Sketch,
     (dim, rows): (usize, &[f32]),

@@ -1,15 +1,15 @@
 //! Step 2, tiles: 64 neighbors in tree order against a cap, by the code of their mean.
 //!
-//! Reads codes and terms of 64 tiles, a *group*, at a time, in the columns of the first two levels. Decides that all rows of a
-//! tile lie inside a cap, or all outside. Costs per cap and tile what the first two levels cost per cap and row, so a
-//! sixty-fourth of them per row.
+//! Reads codes and terms of 64 tiles, a *group*, at a time, in the columns of the first two levels. Decides that all
+//! rows of a tile lie inside a cap, or all outside. Costs per cap and tile what the first two levels cost per cap and
+//! row, so a sixty-fourth of them per row.
 
 use super::observer::{Observer, Step};
 use crate::error::Result;
 use crate::sketch::{Decision, QueryCodes};
 
-/// Tiles that some caps go through, one after the other, before the next caps do: what the wide levels have read of so many
-/// tiles is remembered until the last caps have come to them.
+/// Tiles that some caps go through, one after the other, before the next caps do: what the wide levels have read of so
+/// many tiles is remembered until the last caps have come to them.
 pub(super) const TILES_TOGETHER: usize = 8;
 
 /// Decides 64 tiles for some queries: bit `b` of `out[i]` stands for all rows of tile `64 group + b`.
@@ -36,14 +36,14 @@ pub(super) struct Crossing {
 }
 
 impl Crossing {
-    /// Lists those among `queries` for which bit `t` of their decisions is open; calls `inside` for the places of those whose
-    /// bit says that the whole tile lies inside.
+    /// Lists those among `queries` for which bit `t` of their decisions is open; calls `inside` for the places of those
+    /// whose bit says that the whole tile lies inside.
     #[inline]
     pub fn list(&mut self, queries: &[u32], decisions: &[Decision], t: usize, mut inside: impl FnMut(usize)) {
         self.queries.resize(queries.len(), 0);
         self.places.resize(queries.len(), 0);
-        // Without a branch, which the processor would mispredict: every entry is written, and the next one overwrites it
-        // unless it counts.
+        // Without a branch, which the processor would mispredict: every entry is written, and the next one overwrites
+        // it unless it counts.
         let mut count = 0;
         for (place, (query, decision)) in queries.iter().zip(decisions).enumerate() {
             (self.queries[count], self.places[count]) = (*query, place);

@@ -1,12 +1,13 @@
 //! Steps 5 and 6, the third and the fourth level, the wide ones: the rows that the first two levels leave open.
 //!
-//! Both read codes that lie row by row, since few rows need them: the third level those of more columns, the fourth those of all
-//! other columns and the refinement, 8 bits more of the leading ones, to which it adds the refinement of the queries' codes. Both
-//! decide in both directions. They cost one byte per row and column. Where queries have many open rows in a tile, its codes are
-//! interleaved once, and these queries take all of its rows together; the others take their rows one by one.
+//! Both read codes that lie row by row, since few rows need them: the third level those of more columns, the fourth
+//! those of all other columns and the refinement, 8 bits more of the leading ones, to which it adds the refinement of
+//! the queries' codes. Both decide in both directions. They cost one byte per row and column. Where queries have many
+//! open rows in a tile, its codes are interleaved once, and these queries take all of its rows together; the others
+//! take their rows one by one.
 //!
-//! They are one file because they differ in nothing but which bytes they read, whose terms they test by, and the queries'
-//! refinement.
+//! They are one file because they differ in nothing but which bytes they read, whose terms they test by, and the
+//! queries' refinement.
 
 use std::ops::Range;
 

@@ -91,8 +91,8 @@ impl Basis {
         Ok(Basis::new(dim, widths, mean, columns, skew, 0.0))
     }
 
-    /// From what a tree stores. `skew` is at least the norm of `W^T W - 1`; `projection_error` that of the writer of the
-    /// tree, whose kernels may have been less accurate than today's.
+    /// From what a tree stores. `skew` is at least the norm of `W^T W - 1`; `projection_error` that of the writer of
+    /// the tree, whose kernels may have been less accurate than today's.
     pub fn new(
         dim: usize,
         widths: Widths,
@@ -101,8 +101,8 @@ impl Basis {
         skew: f64,
         projection_error: f64,
     ) -> Self {
-        // All pieces together are off by no more than one piece of a whole vector's length could be (docs/exactness.md). Each
-        // coordinate is rounded to float32 once more, from at most 2.2.
+        // All pieces together are off by no more than one piece of a whole vector's length could be
+        // (docs/exactness.md). Each coordinate is rounded to float32 once more, from at most 2.2.
         let error = (widths.all as f64).sqrt() * (f32_error(dim.min(PIECE)) + 2e-7);
         Basis {
             dim,
@@ -126,8 +126,9 @@ impl Basis {
         skew(&self.columns, self.dim)
     }
 
-    /// At least the norm `|t|` of what the projection `z` on the first `z.len()` columns leaves over, given the square of
-    /// the length of what was projected. (The projection error and the skew of some columns are at most those of all.)
+    /// At least the norm `|t|` of what the projection `z` on the first `z.len()` columns leaves over, given the square
+    /// of the length of what was projected. (The projection error and the skew of some columns are at most those of
+    /// all.)
     ///
     /// `|t|^2 = |x - mu|^2 - 2 <W^T (x - mu), z> + |W z|^2`, where `W^T (x - mu)` is `z` but for the projection's error
     /// and `|W z|^2 <= (1 + skew) |z|^2`.
@@ -140,8 +141,8 @@ impl Basis {
 
     /// Bound on `|<W a, W z> - <a, z> + <W a, t> + <p, W z>|`, given the length of `a` and a bound on `|x - mu|`.
     ///
-    /// The sum is `<a, e> + <z, f> + <a, (1 - W^T W) z>`, where `e` and `f` are what the projections `z` and `a` are off by,
-    /// and `z` is no longer than `sqrt(1 + skew) |x - mu|` plus its error.
+    /// The sum is `<a, e> + <z, f> + <a, (1 - W^T W) z>`, where `e` and `f` are what the projections `z` and `a` are
+    /// off by, and `z` is no longer than `sqrt(1 + skew) |x - mu|` plus its error.
     pub fn defect(&self, a: f64, farthest: f64) -> f64 {
         let (error, skew) = (self.projection_error, self.skew);
         let z = farthest * (1.0 + skew) + error;
@@ -228,8 +229,8 @@ fn subspace(sample: &[f32], dim: usize, width: usize, stream: &mut Stream, contr
     Ok(columns)
 }
 
-/// A whole basis from its leading columns: those of a level are turned at random among themselves, since codes of equal step
-/// are tightest where no coordinate dominates; behind the third level's, any columns complete it.
+/// A whole basis from its leading columns: those of a level are turned at random among themselves, since codes of equal
+/// step are tightest where no coordinate dominates; behind the third level's, any columns complete it.
 fn complete(leading: &[f64], dim: usize, widths: Widths, stream: &mut Stream) -> Vec<f32> {
     let width = widths.third;
     let mut out = vec![0.0f64; width * dim];
@@ -247,9 +248,9 @@ fn complete(leading: &[f64], dim: usize, widths: Widths, stream: &mut Stream) ->
     out.iter().chain(&others).map(|x| *x as f32).collect()
 }
 
-/// `count` more orthonormal columns, orthogonal to the given ones: the Householder reflections that take the given columns
-/// to the first axes, the other way round, take the other axes to such columns (Golub and Van Loan, *Matrix Computations*,
-/// section 5.2).
+/// `count` more orthonormal columns, orthogonal to the given ones: the Householder reflections that take the given
+/// columns to the first axes, the other way round, take the other axes to such columns (Golub and Van Loan, *Matrix
+/// Computations*, section 5.2).
 fn complement(mut columns: Vec<f64>, dim: usize, count: usize) -> Vec<f64> {
     let width = columns.len() / dim;
     for i in 0..width {

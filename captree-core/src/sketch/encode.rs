@@ -25,7 +25,8 @@ const TASK: usize = 16 * TILE;
 /// Groups of neighbors that the steps are chosen from.
 const STEP_TILES: usize = 32;
 
-/// Shares of coordinates that a step may clip, to choose from; what clipping loses is part of what the row's code loses.
+/// Shares of coordinates that a step may clip, to choose from; what clipping loses is part of what the row's code
+/// loses.
 const CLIPPED: [f64; 6] = [0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3];
 
 /// The sketches of all rows, in tree order.
@@ -171,9 +172,9 @@ pub(super) fn split<E: Element>(basis: &Basis, vectors: &[&[E]], along: impl Fn(
     .collect()
 }
 
-/// For each level's columns, the step with which rows lose least: by the row of a tile that loses most, since its bound is that
-/// of all. A smaller step clips more coordinates, and one that is clipped counts for the whole tile. Chosen from neighbors spread
-/// over the whole tree.
+/// For each level's columns, the step with which rows lose least: by the row of a tile that loses most, since its bound
+/// is that of all. A smaller step clips more coordinates, and one that is clipped counts for the whole tile. Chosen
+/// from neighbors spread over the whole tree.
 pub(crate) fn steps<'a, E: Element>(basis: &Basis, at: &impl Fn(usize) -> Result<&'a [E]>, n: usize) -> Result<Steps> {
     let tiles = n.div_ceil(TILE).min(STEP_TILES);
     let mut groups = Vec::with_capacity(tiles);
@@ -354,7 +355,8 @@ fn interleave(basis: &Basis, steps: Steps, rows: &[Encoded], codes: &mut [u8], t
     let Widths { first, second, .. } = basis.widths;
     let leading = refined_width(second);
     for (r, row) in rows.iter().enumerate() {
-        // Over the first columns, the others, those that are refined, and those that are not: what is lost, and what is kept.
+        // Over the first columns, the others, those that are refined, and those that are not: what is lost, and what is
+        // kept.
         let (mut lost, mut kept, mut leading_kept) = ([0.0; 4], [0.0; 4], 0.0);
         for (k, z) in row.z[..second].iter().enumerate() {
             let step = steps.of(basis.widths, k);

@@ -6,14 +6,14 @@
 //! lambda |mu|^2 + lambda shift + <a, z> + |p| |t| + errors  <  threshold,
 //! ```
 //!
-//! over the level's columns, with the errors that a tile's rows share. `<a, z>` is `scale` times an integer sum. With two
-//! integers per row, `|t| <= least + step r` and `shift ~ middle + step s` (the same steps for all rows of a tree), the
-//! second and the fourth term are integers times `scale`, too: their factors of the query are rounded to whole multiples of
-//! it, upwards or with what that loses among the errors. So the sum goes on over `r` and `s`, and one comparison with an
-//! integer per query and tile decides.
+//! over the level's columns, with the errors that a tile's rows share. `<a, z>` is `scale` times an integer sum. With
+//! two integers per row, `|t| <= least + step r` and `shift ~ middle + step s` (the same steps for all rows of a tree),
+//! the second and the fourth term are integers times `scale`, too: their factors of the query are rounded to whole
+//! multiples of it, upwards or with what that loses among the errors. So the sum goes on over `r` and `s`, and one
+//! comparison with an integer per query and tile decides.
 //!
-//! That a row lies surely *inside* is the same for the query's negative, and no sum serves both: a query asks the question
-//! that a row near the mean suggests, and leaves the other to the second level.
+//! That a row lies surely *inside* is the same for the query's negative, and no sum serves both: a query asks the
+//! question that a row near the mean suggests, and leaves the other to the second level.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +23,8 @@ use super::levels::{Bounds, TERMS, field};
 use super::terms::{code, largest, norm};
 use super::{TILE, up};
 
-/// Steps between the least and the largest of a tree's residuals or shifts: what a row's rounding loses is about what the
-/// rounding of a query's factors does.
+/// Steps between the least and the largest of a tree's residuals or shifts: what a row's rounding loses is about what
+/// the rounding of a query's factors does.
 const STEPS: f64 = 255.0;
 
 /// Largest magnitude of a row's second integer.
@@ -130,8 +130,8 @@ pub(super) struct FirstThreshold {
     per_scale: f64,
 }
 
-/// Codes a query for the first level: to reject rows, with the threshold still to be set. Returns also what a unit of its
-/// sums is worth, and what its codes lose.
+/// Codes a query for the first level: to reject rows, with the threshold still to be set. Returns also what a unit of
+/// its sums is worth, and what its codes lose.
 pub(super) fn encode(
     sketch: &Sketch,
     split: &Split,

@@ -84,8 +84,8 @@ pub(crate) struct Bounds {
     /// The same over the columns that the second level adds.
     pub second_lost: f32,
     pub second_length: f32,
-    /// `|z - s i|`, which nothing reads, and `|i|` over the leading columns, those that are refined; what their refinement
-    /// `l` loses, and `|l|`.
+    /// `|z - s i|`, which nothing reads, and `|i|` over the leading columns, those that are refined; what their
+    /// refinement `l` loses, and `|l|`.
     pub leading_lost: f32,
     pub leading_length: f32,
     pub refinement_lost: f32,
@@ -158,7 +158,8 @@ pub(crate) fn wide_bytes(widths: Widths) -> usize {
     third_bytes(widths) + REFINED + (widths.all - widths.third).next_multiple_of(LINE)
 }
 
-/// Bytes per row of all sketches, at most, but for the tiles' small share: every column has one code, and padding is short.
+/// Bytes per row of all sketches, at most, but for the tiles' small share: every column has one code, and padding is
+/// short.
 pub(crate) fn sketch_bytes(dim: usize) -> usize {
     dim.min(MAX_COLUMNS) + GROUP + REFINED + 2 * LINE + TERMS * size_of::<f32>() / TILE
 }

@@ -8,8 +8,8 @@
 //!
 //! `lambda` is chosen so that `q'` is orthogonal to `mu`; what rounding leaves of `<q', mu>` is covered by the slack.
 //! The first term belongs to the query, the second is one number per row (`shift`), and the third is what codes stand
-//! for. Let `W` have (nearly) orthonormal columns, let `z` be the float32 projection of `x - mu` on them and `a` that of
-//! `q'`, and let `t = x - mu - W z` and `p = q' - W a` be *defined* as what is left over. Then
+//! for. Let `W` have (nearly) orthonormal columns, let `z` be the float32 projection of `x - mu` on them and `a` that
+//! of `q'`, and let `t = x - mu - W z` and `p = q' - W a` be *defined* as what is left over. Then
 //!
 //! ```text
 //! <q', x - mu> = <a, z> + <p, t> + ( <W a, W z> - <a, z> + <W a, t> + <p, W z> ).
@@ -24,21 +24,21 @@
 //! ```
 //!
 //! by Cauchy-Schwarz, and a product that nothing stands for costs `|p| |t|`. Norms are rounded up, so the inequalities
-//! hold for real numbers. `W` is a whole basis (of at most 4096 columns), the leading columns in energy order from level to
-//! level. Four levels read more and more of them ([`levels`]; [`plan`] chooses how many):
+//! hold for real numbers. `W` is a whole basis (of at most 4096 columns), the leading columns in energy order from
+//! level to level. Four levels read more and more of them ([`levels`]; [`plan`] chooses how many):
 //!
 //! - *first*: a few leading columns, 8 bits; `|p| |t|` for the others; one question, in integers alone ([`fold`]).
 //! - *second*: more columns, 8 bits; `|p| |t|` for the others.
 //! - *third*: more columns again, 8 bits; `|p| |t|` for the others.
-//! - *fourth*: all columns, 8 bits, and the *refinement*: 8 bits more for the leading 64 columns of the row, and of the query;
-//!   `|p| |t|` for what even these leave over.
+//! - *fourth*: all columns, 8 bits, and the *refinement*: 8 bits more for the leading 64 columns of the row, and of the
+//!   query; `|p| |t|` for what even these leave over.
 //!
-//! The codes of the first two levels, which are read for every tile, lie *interleaved*: tile by tile, four columns at a time of
-//! all 64 rows. Those of the third and fourth, the *wide* levels, which few rows need, lie row by row. Tiles of 64 neighbors
-//! in tree order have codes of their own: of their mean, with the tile's radius added to the error.
+//! The codes of the first two levels, which are read for every tile, lie *interleaved*: tile by tile, four columns at a
+//! time of all 64 rows. Those of the third and fourth, the *wide* levels, which few rows need, lie row by row. Tiles of
+//! 64 neighbors in tree order have codes of their own: of their mean, with the tile's radius added to the error.
 //!
-//! This module makes the codes of rows ([`encode`]) and of queries ([`queries`]) and multiplies them ([`kernel`]); in which
-//! order they decide what is [`crate::scan`]'s. The proof is in docs/exactness.md, the layout in docs/format.md.
+//! This module makes the codes of rows ([`encode`]) and of queries ([`queries`]) and multiplies them ([`kernel`]); in
+//! which order they decide what is [`crate::scan`]'s. The proof is in docs/exactness.md, the layout in docs/format.md.
 
 mod basis;
 mod check;

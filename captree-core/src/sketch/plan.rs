@@ -1,5 +1,5 @@
-//! Widths of the levels, chosen for the rows at hand: a model of what counting costs, over a sample of the rows and of caps
-//! like those of the published training mixture. Widths decide how fast answers come, not which.
+//! Widths of the levels, chosen for the rows at hand: a model of what counting costs, over a sample of the rows and of
+//! caps like those of the published training mixture. Widths decide how fast answers come, not which.
 
 use rayon::prelude::*;
 
@@ -29,8 +29,8 @@ pub(super) fn most(n: usize, dim: usize) -> usize {
     if n < LEAST_ROWS { usual(n, dim).third } else { ENDS[ENDS.len() - 1].min(dim) }
 }
 
-/// Tiles of neighbors that the model looks at, few for small trees, whose build they would delay: between these numbers, one of
-/// so many.
+/// Tiles of neighbors that the model looks at, few for small trees, whose build they would delay: between these
+/// numbers, one of so many.
 const TILES: std::ops::RangeInclusive<usize> = 24..=96;
 const ONE_OF: usize = 128;
 
@@ -40,9 +40,10 @@ const CAPS: usize = 256;
 /// Rows that the loops of the first two levels take together.
 const PART: usize = 16;
 
-/// Costs in 64-byte dot-product instructions per row, fitted to the times of trees with other widths: of the first level's
-/// test, of the second one's, of the query's refinement, of a wide level's test, of what surrounds them; and how many times
-/// as much some sixteen rows of a tile cost as in a tile where all are open, and a row alone as in such a tile.
+/// Costs in 64-byte dot-product instructions per row, fitted to the times of trees with other widths: of the first
+/// level's test, of the second one's, of the query's refinement, of a wide level's test, of what surrounds them; and
+/// how many times as much some sixteen rows of a tile cost as in a tile where all are open, and a row alone as in such
+/// a tile.
 const FIRST_TEST: f64 = 0.2;
 const SECOND_TEST: f64 = 0.7;
 const REFINE: f64 = 1.25;
@@ -60,7 +61,8 @@ pub(crate) const MANY_ROWS: u32 = 12;
 /// Caps of fewer of the sample's rows are too narrow for draws to hit by chance.
 const NARROW: usize = 4;
 
-/// What each level would have to look at, for one cap and one tile: rows that as many leading columns as each width says leave open.
+/// What each level would have to look at, for one cap and one tile: rows that as many leading columns as each width
+/// says leave open.
 #[derive(Clone, Copy, Default)]
 struct Open {
     /// At the first level, which asks one question.

@@ -7,9 +7,9 @@ use super::levels::{Bounds, FINER, REFINED, padded, refined_width, third_bytes};
 use super::{Widths, up};
 use crate::vectors::NORM_SLACK;
 
-/// Slack for the float32 arithmetic of a test: what all operations up to the fourth level round, with lengths, steps and a
-/// mean that [`crate::tree`] accepts, is less than 400 units of 2^-24 (counted in docs/exactness.md). `<q', mu>`, which is
-/// zero but for rounding, and the float64 arithmetic are in it too.
+/// Slack for the float32 arithmetic of a test: what all operations up to the fourth level round, with lengths, steps
+/// and a mean that [`crate::tree`] accepts, is less than 400 units of 2^-24 (counted in docs/exactness.md). `<q', mu>`,
+/// which is zero but for rounding, and the float64 arithmetic are in it too.
 const FLOAT_SLACK: f64 = 2.5e-5;
 
 /// At least |x - mu| of any row and |q'| of any center: both are unit within 2^-6, the mean is at most 1.1 long.

@@ -1,5 +1,5 @@
-//! Each term of an error alone: sketches made by hand in which one term has to cover all that a value is off by. With it the
-//! decisions are right; without it one must be wrong.
+//! Each term of an error alone: sketches made by hand in which one term has to cover all that a value is off by. With
+//! it the decisions are right; without it one must be wrong.
 
 use super::*;
 use crate::sketch::Fold;
@@ -58,8 +58,8 @@ impl Case {
         Case::of(name, BOUNDS + bound, &[(axis[0], HALFWAY)], &[(axis[0], 1.0)])
     }
 
-    /// What a query's code loses, where a row's loses nothing: a small coordinate, between two codes, beside a large one that
-    /// the row has not.
+    /// What a query's code loses, where a row's loses nothing: a small coordinate, between two codes, beside a large
+    /// one that the row has not.
     fn length(name: &'static str, bound: usize, axis: [usize; 2]) -> Self {
         let large = 0.996;
         let small = 10.5 / 127.0 * large;
@@ -197,7 +197,8 @@ fn every_term_is_needed() {
 
 #[test]
 fn rounded_factors_are_covered() {
-    // Factors of the rows' two integers that lie in the middle between two whole numbers, and nothing else to hide behind.
+    // Factors of the rows' two integers that lie in the middle between two whole numbers, and nothing else to hide
+    // behind.
     let query = |c: f32| vec![(FIRST[0], c), (FIRST[1], (1.0 - c * c).sqrt())];
     let rows = [vec![(FIRST[0], 0.75)], vec![(FIRST[0], 0.25)]];
     let shift = Case { rows, mean: 0.5, ..Case::of("shift", 0, &[], &query(0.585)) };

@@ -13,7 +13,8 @@ const PARTS: usize = TILE / ROWS;
 ///
 /// # Safety
 /// All methods need the CPU feature of the implementing instruction set; `load` needs 64 readable bytes, `add_pairs` 16
-/// readable numbers, `test` 16 at each of the places it names and at `first`; `values`, like `store` and `add_values`, 16 writable ones.
+/// readable numbers, `test` 16 at each of the places it names and at `first`; `values`, like `store` and `add_values`,
+/// 16 writable ones.
 pub(super) trait Lanes {
     type Sums: Copy;
     type Codes: Copy;
@@ -32,8 +33,9 @@ pub(super) trait Lanes {
     unsafe fn at_least(sums: Self::Sums, least: i32) -> u16;
     /// Writes the sums.
     unsafe fn store(sums: Self::Sums, into: *mut i32);
-    /// Bits of rows surely inside, and of rows not surely outside, by the second level, whose sums go on from the `first`
-    /// ones; `GROUP` with the radius and reach of tiles. Writes the values that were tested to `values`, unless that is null.
+    /// Bits of rows surely inside, and of rows not surely outside, by the second level, whose sums go on from the
+    /// `first` ones; `GROUP` with the radius and reach of tiles. Writes the values that were tested to `values`, unless
+    /// that is null.
     unsafe fn test<const GROUP: bool>(
         sums: Self::Sums,
         first: *const i32,
@@ -41,8 +43,8 @@ pub(super) trait Lanes {
         test: &Test,
         values: *mut f32,
     ) -> (u16, u16);
-    /// Bits of rows surely inside, and of rows not surely outside, by the test of one of the wide levels; updates sixteen
-    /// values, `residuals` has as many readable numbers.
+    /// Bits of rows surely inside, and of rows not surely outside, by the test of one of the wide levels; updates
+    /// sixteen values, `residuals` has as many readable numbers.
     unsafe fn wide_test(sums: Self::Sums, values: *mut f32, residuals: *const f32, test: &WideTest) -> (u16, u16);
     /// Adds `scale sum` to sixteen values.
     unsafe fn add_values(sums: Self::Sums, scale: f32, values: *mut f32);
@@ -164,8 +166,8 @@ pub(super) unsafe fn second<L: Lanes>(
     }
 }
 
-/// Adds what the codes of queries lose on the leading columns to the values of those sixteen rows in which each has open
-/// ones.
+/// Adds what the codes of queries lose on the leading columns to the values of those sixteen rows in which each has
+/// open ones.
 ///
 /// # Safety
 /// As for [`group`]; every query with open rows has values.

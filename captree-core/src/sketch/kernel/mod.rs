@@ -1,5 +1,5 @@
-//! Integer dot products of a tile of codes with many queries, and the test that follows: one loop, one instantiation per
-//! instruction set, chosen once at run time.
+//! Integer dot products of a tile of codes with many queries, and the test that follows: one loop, one instantiation
+//! per instruction set, chosen once at run time.
 
 mod generic;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -36,20 +36,21 @@ pub(crate) struct FirstTerms {
 }
 
 impl FirstTerms {
-    /// The least sum that leaves a row of a tile open. Rounding towards zero is right: whole numbers below the result are
-    /// below what was rounded.
+    /// The least sum that leaves a row of a tile open. Rounding towards zero is right: whole numbers below the result
+    /// are below what was rounded.
     #[inline(always)]
     fn least_open(&self, bounds: &Bounds) -> i32 {
         (self.least - self.lost * bounds.first_lost - self.length * bounds.first_length) as i32
     }
 }
 
-/// What the second level, and tiles, need of one query beside its code; the counterpart of [`Bounds`], norms are rounded up. One cache
-/// line: the loops meet all queries of a block for every tile.
+/// What the second level, and tiles, need of one query beside its code; the counterpart of [`Bounds`], norms are
+/// rounded up. One cache line: the loops meet all queries of a block for every tile.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub(crate) struct SecondTerms {
-    /// Where the integer sum of the columns that the level adds starts, which takes away that codes of rows are stored plus 128.
+    /// Where the integer sum of the columns that the level adds starts, which takes away that codes of rows are stored
+    /// plus 128.
     pub start: i32,
     /// What the first level's sum is worth, and that of the columns that the level adds.
     pub first_scale: f32,
@@ -159,9 +160,9 @@ impl WideTerms {
     }
 }
 
-/// The test of one query at one of the wide levels: with `value + scale sum`, summed from `start`, for the new value of a row, and
-/// `residual` times what the level's columns leave of it for the error that is the row's alone, a value of at least `inside` is
-/// inside, below `outside` it is outside.
+/// The test of one query at one of the wide levels: with `value + scale sum`, summed from `start`, for the new value of
+/// a row, and `residual` times what the level's columns leave of it for the error that is the row's alone, a value of
+/// at least `inside` is inside, below `outside` it is outside.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct WideTest {
     pub scale: f32,
@@ -365,8 +366,8 @@ impl IntKernels {
         self.name
     }
 
-    /// Bit `r` of `open[i]` says that the first level cannot decide row `r` of a tile for query `queries[i]`; `sums[i]` gets
-    /// the sums over the codes alone.
+    /// Bit `r` of `open[i]` says that the first level cannot decide row `r` of a tile for query `queries[i]`; `sums[i]`
+    /// gets the sums over the codes alone.
     ///
     /// # Panics
     /// If lengths do not fit.
@@ -381,8 +382,8 @@ impl IntKernels {
         unsafe { (self.first)(first, queries, open, sums) }
     }
 
-    /// `out[i]` decides by the second level, for query `i` of those with open rows in a tile, these rows; what it says of
-    /// others means nothing. `values[i]` gets the estimates of their dot products.
+    /// `out[i]` decides by the second level, for query `i` of those with open rows in a tile, these rows; what it says
+    /// of others means nothing. `values[i]` gets the estimates of their dot products.
     ///
     /// # Panics
     /// If lengths do not fit.
@@ -402,8 +403,8 @@ impl IntKernels {
         unsafe { (self.second)(second, rows, out, values, quarters) }
     }
 
-    /// Adds to `values[place]`, for every sixteen rows that `quarters` has for it, what the code of query `queries[place]`
-    /// loses on the leading columns.
+    /// Adds to `values[place]`, for every sixteen rows that `quarters` has for it, what the code of query
+    /// `queries[place]` loses on the leading columns.
     ///
     /// # Panics
     /// If lengths do not fit.
@@ -471,8 +472,8 @@ impl IntKernels {
         unsafe { (self.wide_rows)(rows, query, mask, values, test) }
     }
 
-    /// Writes `bytes` bytes of each of at most sixteen rows, which are `stride` apart, interleaved by groups of four, as those
-    /// of the first sixteen rows of a tile.
+    /// Writes `bytes` bytes of each of at most sixteen rows, which are `stride` apart, interleaved by groups of four,
+    /// as those of the first sixteen rows of a tile.
     ///
     /// # Panics
     /// If `bytes` is no multiple of 64, or lengths do not fit.

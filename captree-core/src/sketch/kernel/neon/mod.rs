@@ -149,7 +149,8 @@ impl<P: Products> Lanes for Neon<P> {
         test: &Test,
         values: *mut f32,
     ) -> (u16, u16) {
-        // SAFETY: the caller has the features, 16 sums and as many numbers at each field of the level, and room for 16 values.
+        // SAFETY: the caller has the features, 16 sums and as many numbers at each field of the level, and room for 16
+        // values.
         unsafe {
             let (mut inside, mut open) = (Mask::new(), Mask::new());
             for (part, sums) in sums.whole().into_iter().enumerate() {

@@ -66,7 +66,8 @@ impl Lanes for Vnni {
         test: &Test,
         values: *mut f32,
     ) -> (u16, u16) {
-        // SAFETY: the caller has AVX-512F, 16 sums and as many numbers at each field of the level, and room for 16 values.
+        // SAFETY: the caller has AVX-512F, 16 sums and as many numbers at each field of the level, and room for 16
+        // values.
         unsafe {
             let term = |field: usize| _mm512_loadu_ps(terms.add(field));
             let all = |x: f32| _mm512_set1_ps(x);
@@ -205,7 +206,8 @@ impl Lanes for Avx2 {
     ) -> (u16, u16) {
         let (mut inside, mut open) = (0, 0);
         for (h, sums) in sums.into_iter().enumerate() {
-            // SAFETY: the caller has AVX2 and FMA, 16 sums and as many numbers at each field of the level, and room for 16 values.
+            // SAFETY: the caller has AVX2 and FMA, 16 sums and as many numbers at each field of the level, and room for
+            // 16 values.
             unsafe {
                 let term = |field: usize| _mm256_loadu_ps(terms.add(field + 8 * h));
                 let all = |x: f32| _mm256_set1_ps(x);

@@ -18,8 +18,8 @@ pub(super) unsafe fn wide_rows_512(
 ) -> Decision {
     // Numbers of the mask's rows, then the first row's, which is there, for what the last four or sixteen lack.
     let (mut at, mut sums, mut count) = ([0i32; TILE + ROWS], [0i32; TILE + ROWS], 0);
-    // SAFETY: the rows of the mask and the first one are there, each as long as the query, a multiple of 64; lists have room
-    // for sixteen more than a tile has rows; the caller has the features.
+    // SAFETY: the rows of the mask and the first one are there, each as long as the query, a multiple of 64; lists have
+    // room for sixteen more than a tile has rows; the caller has the features.
     unsafe {
         let mut numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         for part in 0..TILE / ROWS {
@@ -75,7 +75,8 @@ pub(super) unsafe fn wide_rows_512(
 pub(super) unsafe fn interleave_512(codes: &[u8], stride: usize, bytes: usize, into: &mut [u8]) {
     let there = codes.len().div_ceil(stride).min(ROWS);
     for from in (0..bytes).step_by(64) {
-        // SAFETY: `there` rows have `bytes` bytes each, a multiple of 64; `into` has room for the groups of sixteen rows.
+        // SAFETY: `there` rows have `bytes` bytes each, a multiple of 64; `into` has room for the groups of sixteen
+        // rows.
         unsafe {
             let mut x = [_mm512_setzero_si512(); ROWS];
             for r in 0..there {
