@@ -12,6 +12,7 @@ __version__: str
 _Progress = Callable[[str, int, int], object]
 
 def draw_keys(centers: NDArray[np.float32], bounds: NDArray[np.float64], seed: int) -> NDArray[np.uint64]: ...
+
 @final
 class Tree:
     @staticmethod
