@@ -11,7 +11,7 @@ mod kernel;
 pub(super) use kernel::WIDTH;
 
 /// Rounds of the network, each with 64 bits of key. Six let the order of 257 rows be told from chance, eight no order that was
-/// tried, over 10^7 keys and more (benches/experiments.md).
+/// tried, over 10^7 keys and more.
 const ROUNDS: usize = 8;
 
 /// Least number of cells: in smaller grids few rounds mix badly. Fewer rows only take a longer walk.
