@@ -47,7 +47,7 @@ impl Bench<'_> {
     }
 
     fn sample(&self, approximate: bool) -> Vec<i64> {
-        let options = SampleOptions { k: self.workload.k, replace: true, seed: 1 };
+        let options = SampleOptions::new(self.workload.k, true, 1);
         let (caps, call) = (self.caps(), &self.call);
         if approximate {
             self.tree.sample_approximate(&caps, options, DENSITY_SAMPLES, call)

@@ -15,7 +15,7 @@ from scipy import stats
 
 import captree
 from captree import Caps
-from captree.testing import clip_like, oracle
+from captree.testing import clip_like, oracle, oracle_sample
 
 ALARM = 1e-8
 
@@ -220,6 +220,33 @@ def test_empty_caps_give_minus_one(tree, kept, method):
         drawn = tree.sample(caps, k=2, method=method, density_samples=1, seed=0, **options)
         assert (drawn[counts == 0] == -1).all()
         assert (drawn[counts > 0, 0] >= 0).all()
+
+
+@pytest.mark.parametrize("replace", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 10, 1000, 3000])
+def test_the_oracle_predicts_every_draw_however_it_is_made(tmp_path, n, replace):
+    rows = clip_like(n, 12, seed=n)
+    first = captree.build(rows)
+    kept = all_rows(first)
+    centers = np.concatenate([kept[:20].astype(np.float32), random_units(30, 12, seed=1)])
+    centers = np.concatenate([centers, centers[:1]])
+    caps = Caps(centers, np.linspace(0, 2, len(centers)) ** 2 / 2)
+    expected = oracle_sample(kept, caps, k=7, replace=replace, seed=9)
+    trees = [first, captree.build(rows, fanout=2, leaf_size=3, seed=4), captree.build(rows, out=tmp_path / "disk")]
+    first.save(tmp_path / "saved")
+    for tree in [*trees, captree.open(tmp_path / "saved")]:
+        for threads in (1, 3):
+            np.testing.assert_array_equal(tree.sample(caps, k=7, replace=replace, seed=9, threads=threads), expected)
+        for tries in (0, 1, 50, 2**62):
+            core = tree._core.sample(caps.centers, caps.max_cos_distance, 7, replace, 9, None, tries)
+            np.testing.assert_array_equal(core, expected)
+
+
+def test_the_oracle_predicts_many_draws_of_middling_caps(tree, kept):
+    """Lists long enough, and draws many enough, that members are looked up in the order."""
+    caps = captree.training_caps(tree, 60, seed=2)
+    core = tree._core.sample(caps.centers, caps.max_cos_distance, 400, True, 3, None, 0)
+    np.testing.assert_array_equal(core, oracle_sample(kept, caps, k=400, seed=3))
 
 
 # --- approximate ---------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 #[derive(Clone, Copy, Debug)]
 #[repr(u64)]
 pub(crate) enum Purpose {
-    ExactDraws = 1,
     ApproximateDraws = 2,
     DensitySample = 3,
     Estimate = 4,
@@ -113,7 +112,7 @@ mod tests {
 
     #[test]
     fn below_is_uniform_and_streams_differ() {
-        let key = Key::new(Purpose::ExactDraws, 7, &[b"cap"]);
+        let key = Key::new(Purpose::ApproximateDraws, 7, &[b"cap"]);
         let mut seen = [0u32; 5];
         for draw in 0..50_000 {
             seen[key.stream(draw).below(5) as usize] += 1;
@@ -121,7 +120,7 @@ mod tests {
         // Chi-square with 4 degrees of freedom: 40 has a tail below 1e-7.
         let chi2: f64 = seen.iter().map(|c| (f64::from(*c) - 1e4).powi(2) / 1e4).sum();
         assert!(chi2 < 40.0, "{seen:?}");
-        let other = Key::new(Purpose::ExactDraws, 8, &[b"cap"]);
+        let other = Key::new(Purpose::ApproximateDraws, 8, &[b"cap"]);
         assert_ne!(key.stream(0).next_u64(), other.stream(0).next_u64());
         let unit = key.stream(3).unit();
         assert!((0.0..1.0).contains(&unit));

@@ -112,7 +112,7 @@ proptest! {
         }
 
         for replace in [true, false] {
-            let options = SampleOptions { k: 5, replace, seed: 11 };
+            let options = SampleOptions::new(5, replace, 11);
             let drawn = tree.sample(&caps, options, &two).unwrap();
             prop_assert_eq!(&drawn, &tree.sample(&caps, options, &one).unwrap());
             for (i, got) in drawn.chunks_exact(5).enumerate() {
@@ -147,7 +147,7 @@ fn draws_are_uniform_whichever_way_they_are_made() {
         let (centers, bounds) = (center.repeat(20_000), vec![bound; 20_000]);
         let caps = Caps::new(2, &centers, &bounds).unwrap();
         let inside = tree.count(&Caps::new(2, &center, &[bound]).unwrap(), &call).unwrap()[0];
-        let drawn = tree.sample(&caps, SampleOptions { k: 1, replace: true, seed: 7 }, &call).unwrap();
+        let drawn = tree.sample(&caps, SampleOptions::new(1, true, 7), &call).unwrap();
         let mut seen = std::collections::HashMap::new();
         drawn.iter().for_each(|r| *seen.entry(*r).or_insert(0.0) += 1.0);
         let expected = 20_000.0 / inside as f64;
@@ -175,7 +175,7 @@ fn many_draws_of_many_caps_are_uniform_around_their_centers() {
     let inside = 2 * reach + 1;
     assert!(tree.count(&caps, &call).unwrap().iter().all(|count| *count == inside));
     for replace in [true, false] {
-        let drawn = tree.sample(&caps, SampleOptions { k, replace, seed: 5 }, &call).unwrap();
+        let drawn = tree.sample(&caps, SampleOptions::new(k, replace, 5), &call).unwrap();
         let mut seen = vec![0.0; inside as usize];
         for (middle, rows) in middles.iter().zip(drawn.chunks_exact(k)) {
             rows.iter().for_each(|row| seen[((row - middle + reach).rem_euclid(n)) as usize] += 1.0);
@@ -211,7 +211,7 @@ fn trees_on_disk_answer_alike_and_bad_arguments_are_errors() {
     assert!(matches!(tree.take_f16(&[500]), Err(Error::RowOutOfRange(_))));
     assert!(matches!(tree.take_f32(&[0]), Err(Error::InvalidParameter(_))));
     assert!(matches!(tree.node_rows(10_000), Err(Error::RowOutOfRange(_))));
-    let huge = SampleOptions { k: usize::MAX / 2, replace: true, seed: 0 };
+    let huge = SampleOptions::new(usize::MAX / 2, true, 0);
     assert!(matches!(tree.sample(&caps, huge, &call), Err(Error::MemoryLimit(_))));
     call.cancel();
     assert!(matches!(tree.count(&caps, &call), Err(Error::Interrupted)));
@@ -235,6 +235,6 @@ fn progress_ends_at_its_total() {
     ends(&call);
     tree.search(&caps, SearchOptions::default(), &call).unwrap();
     ends(&call);
-    tree.sample(&caps, SampleOptions { k: 1, replace: true, seed: 0 }, &call).unwrap();
+    tree.sample(&caps, SampleOptions::new(1, true, 0), &call).unwrap();
     ends(&call);
 }

@@ -11,6 +11,8 @@ __version__: str
 # (phase, units done, units in all); called about ten times a second from the calling thread.
 _Progress = Callable[[str, int, int], object]
 
+def draw_keys(centers: NDArray[np.float32], bounds: NDArray[np.float64], seed: int) -> NDArray[np.uint64]: ...
+
 @final
 class Tree:
     @staticmethod
@@ -55,6 +57,7 @@ class Tree:
         replace: bool,
         seed: int,
         threads: int | None = None,
+        tries: int | None = None,
     ) -> NDArray[np.int64]: ...
     def sample_approximate(
         self,

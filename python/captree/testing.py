@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from captree import _params
 from captree._caps import Caps, CapsLike, as_caps, unit_rows
+from captree._core import draw_keys
 from captree._results import NearestResult, RangeResult
 from captree.errors import InvalidParameterError, InvalidTypeError, InvalidVectorsError
 
@@ -149,6 +150,66 @@ def oracle_nearest(vectors: NDArray[Any], queries: Any, k: int) -> NearestResult
         order = np.lexsort((near, exact))[:k]
         rows[i, : order.size], distances[i, : order.size] = near[order], exact[order]
     return NearestResult(rows, distances)
+
+
+def oracle_sample(
+    vectors: NDArray[Any], caps: CapsLike, k: int = 1, replace: bool = True, seed: int = 0
+) -> NDArray[np.int64]:
+    """The exact brute force of ``Tree.sample(method="exact")``: the first rows inside, by docs/sampling.md.
+
+    Args:
+        vectors: (n, d) float16 or float32, the kept vectors.
+        caps: the caps.
+        k: rows per cap.
+        replace: whether a row may come more than once per cap.
+        seed: an integer in [0, 2**64).
+
+    Returns:
+        int64 (q, k), -1 where a cap has no (further) row.
+    """
+    caps = as_caps(caps, np.asarray(vectors).shape[1])
+    out = np.full((len(caps), k), -1, np.int64)
+    keys = draw_keys(caps.centers, caps.max_cos_distance, seed).tolist()
+    for drawn, key, (rows, _) in zip(out, keys, oracle(vectors, caps), strict=True):
+        if rows.size and replace:
+            drawn[:] = [rows[np.argmin(_places(rows, len(vectors), key, draw))] for draw in range(k)]
+        elif rows.size:
+            leading = rows[np.argsort(_places(rows, len(vectors), key, 0))][:k]
+            drawn[: leading.size] = leading
+    return out
+
+
+def _places(rows: NDArray[np.int64], n: int, key: list[int], draw: int) -> NDArray[np.uint64]:
+    """Places of rows in order `draw` of a key: the cells of a grid, moved back through eight rounds."""
+    step, word = 0x9E3779B97F4A7C15, 0xFFFFFFFF
+    start = _mix(key[1] + draw * step) ^ key[0]
+    rounds = [_mix(start + i * step) for i in range(1, 9)]
+    low_bits = (max(n, 1024) - 1).bit_length() + 1 >> 1
+    high = -(-max(n, 1024) >> low_bits)
+
+    def hashed(x: NDArray[np.uint64], i: int) -> NDArray[np.uint64]:
+        x = (x ^ np.uint64(rounds[i] & word)) * np.uint64(0x85EBCA6B) & np.uint64(word)
+        x = (x ^ x >> np.uint64(15)) + np.uint64(rounds[i] >> 32) & np.uint64(word)
+        return x * np.uint64(0xC2B2AE35) & np.uint64(word)
+
+    places = rows.astype(np.uint64)
+    left = np.arange(rows.size)
+    while left.size:
+        top, low = places[left] >> np.uint64(low_bits), places[left] & np.uint64(2**low_bits - 1)
+        for i in (6, 4, 2, 0):
+            low = low ^ hashed(top, i + 1) >> np.uint64(32 - low_bits)
+            moved = hashed(low, i) * np.uint64(high) >> np.uint64(32)
+            top = (top + np.uint64(high) - moved) % np.uint64(high)
+        places[left] = top << np.uint64(low_bits) | low
+        left = left[places[left] >= n]
+    return places
+
+
+def _mix(x: int) -> int:
+    x &= 2**64 - 1
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & 2**64 - 1
+    return x ^ x >> 31
 
 
 def unit_vectors(

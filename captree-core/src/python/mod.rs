@@ -15,6 +15,8 @@ mod _core {
     use super::builder::Builder;
     #[pymodule_export]
     use super::tree::Tree;
+    #[pymodule_export]
+    use super::tree::draw_keys;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

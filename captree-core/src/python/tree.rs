@@ -63,6 +63,20 @@ fn table<T: numpy::Element>(py: Python<'_>, values: Vec<T>, columns: usize) -> P
     Ok(array.into_pyarray(py))
 }
 
+/// The keys of the orders that define the caps' draws, (q, 2): the lower 64 bits of each, then the upper ones.
+#[pyfunction]
+pub(super) fn draw_keys<'py>(
+    py: Python<'py>,
+    centers: Centers<'py>,
+    bounds: Bounds<'py>,
+    seed: u64,
+) -> PyResult<Table<'py, u64>> {
+    let caps =
+        Caps::new(centers.shape()[1].max(1), centers.as_slice()?, bounds.as_slice()?).map_err(|e| error(py, e))?;
+    let keys = crate::sample::draw_keys(&caps, seed);
+    table(py, keys.into_iter().flat_map(|key| [key as u64, (key >> 64) as u64]).collect(), 2)
+}
+
 #[pymethods]
 impl Tree {
     #[staticmethod]
@@ -180,7 +194,8 @@ impl Tree {
         Ok(found.into_pyarray(py))
     }
 
-    #[pyo3(signature = (centers, bounds, k, replace, seed, threads = None))]
+    /// `tries`, for tests: see [`SampleOptions::tries`].
+    #[pyo3(signature = (centers, bounds, k, replace, seed, threads = None, tries = None))]
     #[allow(clippy::too_many_arguments)]
     fn sample<'py>(
         &self,
@@ -191,8 +206,9 @@ impl Tree {
         replace: bool,
         seed: u64,
         threads: Option<usize>,
+        tries: Option<usize>,
     ) -> PyResult<Table<'py, i64>> {
-        let options = SampleOptions { k, replace, seed };
+        let options = SampleOptions { tries, ..SampleOptions::new(k, replace, seed) };
         let rows = self.query(py, &centers, &bounds, threads, |tree, caps, call| tree.sample(caps, options, call))?;
         table(py, rows, k)
     }
@@ -210,7 +226,7 @@ impl Tree {
         seed: u64,
         threads: Option<usize>,
     ) -> PyResult<Table<'py, i64>> {
-        let options = SampleOptions { k, replace, seed };
+        let options = SampleOptions::new(k, replace, seed);
         let rows = self.query(py, &centers, &bounds, threads, |tree, caps, call| {
             tree.sample_approximate(caps, options, density_samples, call)
         })?;

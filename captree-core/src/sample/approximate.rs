@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{SampleOptions, keys};
+use super::{SampleOptions, occurrences};
 use crate::caps::{Caps, Relation};
 use crate::control::{Call, Control};
 use crate::distance::TILE;
@@ -47,7 +47,10 @@ impl Tree {
                 distinct(self.nodes[node].range(), density_samples, key.stream(0))
             })
             .collect();
-        let keys = keys(caps, Purpose::ApproximateDraws, options.seed);
+        let key = |(content, before): (u128, u64)| {
+            Key::new(Purpose::ApproximateDraws, options.seed, &[&content.to_le_bytes(), &before.to_le_bytes()])
+        };
+        let keys: Vec<Key> = occurrences(caps).map(key).collect();
         let all: Vec<usize> = (0..caps.len()).collect();
         call.phase("sample", caps.len() as u64);
         let drawn: Vec<Option<Vec<usize>>> = call

@@ -1,53 +1,45 @@
-//! Exactly uniform and independent draws.
+//! Exact draws: draw `j` of a cap is the row inside that comes first in the seeded order `j` of all rows ([`super::order`]).
 //!
-//! A draw tries random rows and keeps the first that lies inside the cap: given that one of the tries succeeds, each row
-//! inside is equally likely to be it. Three ways follow each other, each with its own random numbers:
+//! Two ways find that row, and find the same one:
 //!
-//! 1. a few tries among all rows, which is enough for wide caps;
-//! 2. for the others, more of them among the rows that the tree does not exclude, while they pay;
-//! 3. for the needles, a list of all rows inside, and picks by rank.
+//! 1. tries: the rows in their order, one after the other, until one lies inside;
+//! 2. the list of all rows inside, which the scan makes, and among them the one with the first place.
 //!
-//! Whether tries pay is decided by how many were made and how many of them succeeded, and for the second way by how many
-//! rows of a fixed pilot set's tiles lie inside, found out for all such caps of a batch together. These numbers say nothing about
-//! *which* rows were found, so every draw is uniform whichever way it was made; and every draw has streams of random
-//! numbers of its own, so draws are independent. (The problem is known as independent range sampling: Hu, Qiao and Tao,
-//! 2014.) The sketches decide nothing here but how fast the list comes, so draws are the same on every processor.
+//! Which way a cap goes is a matter of speed alone. Every cap begins with a few tries. A fixed pilot set of tiles then tells
+//! how many rows the caps that are left may hold, and which of them go on with tries.
 
 use std::collections::HashSet;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::open::Open;
-use super::pilots::{Met, Pilots};
-use super::{SampleOptions, keys};
+use super::order::{Grid, Order, WIDTH};
+use super::pilots::Pilots;
+use super::{SampleOptions, occurrences};
 use crate::caps::Caps;
 use crate::control::Call;
 use crate::element::Element;
 use crate::error::Result;
 use crate::memory::filled;
-use crate::rng::{Key, Purpose, Stream};
 use crate::scan::{BATCH, RowDecider, Scan, Sink, positions_of};
 use crate::store::Array;
 use crate::tree::Tree;
 use crate::vectors::{row, with_elements};
 
-/// Tries that every draw may take at first: most caps need few.
+/// Tries that every cap may take at first: most caps need few.
 const FIRST_TRIES: usize = 96;
 
 /// Rows of the tree whose part in a list costs as much as one try.
 const ROWS_PER_TRY: usize = 40;
 
-/// Most candidates that are loaded together.
-const MOST_AT_ONCE: usize = 32;
+/// Rows that are tested together at most: enough to hide the latency of memory.
+const TOGETHER: usize = 32;
 
 /// Rows that are listed at a time, about: bounds the memory for lists.
 const LISTED: usize = 1 << 26;
 
-/// Each way of drawing has its own streams, so that no random number serves twice.
-const ANYWHERE: u64 = 0;
-const LONGER: u64 = 1 << 62;
-const RANKS: u64 = 1 << 63;
+/// Places of an order that are looked up in the time that the places of this many rows take.
+const LOOKED_UP: usize = 2;
 
 impl Tree {
     /// `k` rows per cap (`q * k` row numbers), each uniform over the rows inside and independent of all others;
@@ -58,157 +50,230 @@ impl Tree {
         options.check()?;
         self.check_dim(caps)?;
         let mut rows = filled(caps.len(), options.k, -1)?;
-        let keys = keys(caps, Purpose::ExactDraws, options.seed);
+        let keys = draw_keys(caps, options.seed);
         call.phase("sample", caps.len() as u64);
-        let tries = |drawn: Drawn, cap: usize, streams: u64, open: &Open, before: Tried| {
-            call.check()?;
-            let key = (&keys[cap], streams);
-            with_elements!(&self.vectors, a => self.tried(a, caps, cap, open, key, &options, drawn, before))
-        };
-        let all = Open::all(self);
-        let mut drawn: Vec<Drawn> = call.run(|| {
-            let first = |cap| tries(Drawn::default(), cap, ANYWHERE, &all, Tried::default());
-            (0..caps.len()).into_par_iter().map(first).collect::<Result<_>>()
-        })?;
-        let left: Vec<usize> = (0..caps.len()).filter(|c| drawn[*c].positions.len() < options.k).collect();
-        call.add((caps.len() - left.len()) as u64);
-        let pilots = Pilots::of(self.len());
-        for left in left.chunks(BATCH) {
-            let scan = call.run(|| Scan::new(self, caps, left, call))?;
-            let longer: Vec<Drawn> = call.run(|| {
-                let met = pilots.met(&scan)?;
-                // What a cap would try if all rows were open; many go straight to their lists.
-                let wanted = |(cap, met): (&usize, &Met)| {
-                    let tried = options.k.saturating_mul(pilots.rows);
-                    let pays = met.surely() * (self.len() / ROWS_PER_TRY) > tried;
-                    (*cap, if pays { tried / met.rows.max(1) } else { 0 })
-                };
-                let wanted: Vec<(usize, usize)> = left.iter().zip(&met).map(wanted).collect();
-                let open = Open::of(self, caps, &wanted)?;
-                let longer = left.par_iter().zip(open).zip(met).map(|((cap, open), met)| {
-                    // As if the pilots' rows that are open had been tried: about as many of them as of all rows.
-                    let rows = (pilots.rows as u128 * open.rows() as u128 / self.len() as u128) as usize;
-                    let before = Tried { rows, inside: met.surely() };
-                    let drawn = tries(drawn[*cap].clone(), *cap, LONGER, &open, before)?;
-                    let expected = drawn.expected.max(met.rows * self.len() / pilots.rows.max(1));
-                    Ok(Drawn { expected, ..drawn })
-                });
-                longer.collect::<Result<_>>()
-            })?;
-            left.iter().zip(longer).for_each(|(cap, own)| drawn[*cap] = own);
-            let needles: Vec<usize> = left.iter().copied().filter(|c| drawn[*c].positions.len() < options.k).collect();
-            call.add((left.len() - needles.len()) as u64);
-            let expected: Vec<usize> = needles.iter().map(|c| drawn[*c].expected).collect();
-            for range in batches(&expected) {
-                listed(&scan, left, &needles[range], call, |cap, inside| {
-                    by_rank(&mut drawn[cap].positions, inside, &keys[cap], &options);
-                    call.add(1);
-                })?;
-            }
-        }
-        let drawn: Vec<Vec<usize>> = drawn.into_iter().map(|d| d.positions).collect();
-        for (out, positions) in rows.chunks_exact_mut(options.k).zip(&drawn) {
-            for (row, position) in out.iter_mut().zip(positions) {
-                *row = self.rows.get(*position)?;
-            }
-        }
+        with_elements!(&self.vectors, array => {
+            let grid = Grid::new(self.len() as u32);
+            let sampler = Sampler { tree: self, array, caps, keys: &keys, grid, options, call };
+            sampler.run(&mut rows)?;
+        });
         Ok(rows)
     }
-
-    /// Goes on drawing from the rows that are `open` while that pays, `before` having been tried elsewhere.
-    #[allow(clippy::too_many_arguments)]
-    fn tried<E: Element>(
-        &self,
-        array: &Array<E>,
-        caps: &Caps<'_>,
-        cap: usize,
-        open: &Open,
-        (key, streams): (&Key, u64),
-        options: &SampleOptions,
-        mut drawn: Drawn,
-        before: Tried,
-    ) -> Result<Drawn> {
-        let active = [cap];
-        let mut decider = RowDecider::new(caps, &active);
-        let (n, missing) = (open.rows(), options.k - drawn.positions.len());
-        let goes_on = |own: Tried| {
-            let (tried, found) = (own.rows + before.rows, own.inside + before.inside);
-            (streams == ANYWHERE && own.rows < FIRST_TRIES)
-                || found * (n / ROWS_PER_TRY) > (missing - own.inside) * tried
-        };
-        let pick = |stream: &mut Stream| open.at(stream.below(n as u64) as usize);
-        let own = drawn.reject(options, key, streams, goes_on, pick, |candidates| {
-            let all = u64::MAX >> (64 - candidates.len());
-            decider.decide_some(0, all, |bit| row(array, candidates[bit], self.dim()))
-        })?;
-        let (tried, found) = (own.rows + before.rows, own.inside + before.inside);
-        drawn.expected = (found + 1) * n / tried.max(1);
-        Ok(drawn)
-    }
 }
 
-/// Rows that were tried, and how many of them lie inside.
-#[derive(Clone, Copy, Default)]
-struct Tried {
-    rows: usize,
-    inside: usize,
+/// The keys of the caps' orders. docs/sampling.md says which bytes are hashed.
+pub(crate) fn draw_keys(caps: &Caps<'_>, seed: u64) -> Vec<u128> {
+    let key = |(content, before): (u128, u64)| {
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&content.to_le_bytes());
+        bytes[16..24].copy_from_slice(&before.to_le_bytes());
+        bytes[24..].copy_from_slice(&seed.to_le_bytes());
+        xxhash_rust::xxh3::xxh3_128(&bytes)
+    };
+    occurrences(caps).map(key).collect()
 }
 
-/// What a cap has drawn so far.
-#[derive(Clone, Default)]
-struct Drawn {
-    /// Tree positions.
-    positions: Vec<usize>,
+/// A call of [`Tree::sample`].
+struct Sampler<'a, E: Element> {
+    tree: &'a Tree,
+    array: &'a Array<E>,
+    caps: &'a Caps<'a>,
+    keys: &'a [u128],
+    grid: Grid,
+    options: SampleOptions,
+    call: &'a Call,
+}
+
+/// A cap whose draws are not complete.
+struct Draws<'a> {
+    cap: usize,
+    out: &'a mut [i64],
+    unfinished: Vec<Draw>,
     /// A guess at how many rows lie inside.
     expected: usize,
 }
 
-impl Drawn {
-    /// Draws while `goes_on`; `inside` gives the bits of the candidates that lie inside. Returns how many candidates were
-    /// tried, and how many draws they made.
+/// One order that has not given all its rows: its number, and how many of its places were tested.
+#[derive(Clone, Copy)]
+struct Draw {
+    number: usize,
+    tested: usize,
+}
+
+/// Rows that were tested, and how many of them lie inside.
+#[derive(Clone, Copy, Default)]
+struct Tested {
+    rows: usize,
+    inside: usize,
+}
+
+impl<E: Element> Sampler<'_, E> {
+    fn run(&self, rows: &mut [i64]) -> Result<()> {
+        let first = |(cap, out)| {
+            let orders = if self.options.replace { self.options.k } else { 1 };
+            let unfinished = (0..orders).map(|number| Draw { number, tested: 0 }).collect();
+            let mut draws = Draws { cap, out, unfinished, expected: 0 };
+            self.tries(&mut draws, FIRST_TRIES, Tested::default())?;
+            self.call.add(u64::from(draws.unfinished.is_empty()));
+            Ok((!draws.unfinished.is_empty()).then_some(draws))
+        };
+        let left = self.call.run(|| {
+            rows.par_chunks_exact_mut(self.options.k).enumerate().map(first).collect::<Result<Vec<Option<Draws<'_>>>>>()
+        })?;
+        let mut left: Vec<Draws<'_>> = left.into_iter().flatten().collect();
+        left.chunks_mut(BATCH).try_for_each(|batch| self.call.run(|| self.rest(batch)))
+    }
+
+    /// Completes caps that their first tries have not.
+    fn rest(&self, batch: &mut [Draws<'_>]) -> Result<()> {
+        let numbers: Vec<usize> = batch.iter().map(|draws| draws.cap).collect();
+        let scan = Scan::new(self.tree, self.caps, &numbers, self.call)?;
+        let (n, pilots) = (self.tree.len(), Pilots::of(self.tree.len()));
+        batch.par_iter_mut().zip(pilots.met(&scan)?).try_for_each(|(draws, met)| {
+            self.tries(draws, 0, Tested { rows: pilots.rows, inside: met.surely() })?;
+            draws.expected = draws.expected.max(met.rows * n / pilots.rows.max(1));
+            self.call.add(u64::from(draws.unfinished.is_empty()));
+            Ok(())
+        })?;
+        let mut left: Vec<&mut Draws<'_>> = batch.iter_mut().filter(|draws| !draws.unfinished.is_empty()).collect();
+        let expected: Vec<usize> = left.iter().map(|draws| draws.expected).collect();
+        for range in batches(&expected) {
+            let left = &mut left[range];
+            let lists = listed(&scan, &numbers, &left.iter().map(|draws| draws.cap).collect::<Vec<_>>())?;
+            left.par_iter_mut().zip(lists).try_for_each(|(draws, positions)| {
+                self.call.check()?;
+                let inside = positions.iter().map(|p| Ok(self.tree.rows.get(*p as usize)? as u32));
+                self.choose(draws, &inside.collect::<Result<Vec<u32>>>()?);
+                self.call.add(1);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn order(&self, draws: &Draws<'_>, draw: Draw) -> Order {
+        Order::new(self.grid, self.keys[draws.cap], draw.number as u64)
+    }
+
+    /// Tests rows in their orders: `least` of them, then as many as cost less than a list would, `before` having been tested
+    /// elsewhere.
     ///
-    /// Some draws at a time take turns, each with as many candidates as the others: together they hide the latency of memory.
-    fn reject(
-        &mut self,
-        options: &SampleOptions,
-        key: &Key,
-        streams: u64,
-        goes_on: impl Fn(Tried) -> bool,
-        pick: impl Fn(&mut Stream) -> usize,
-        mut inside: impl FnMut(&[usize]) -> Result<u64>,
-    ) -> Result<Tried> {
-        let mut taken: HashSet<usize> =
-            if options.replace { HashSet::new() } else { self.positions.iter().copied().collect() };
-        let (mut waiting, mut own) = (0..options.k - self.positions.len(), Tried::default());
-        let (mut active, mut candidates) = (Vec::with_capacity(MOST_AT_ONCE), Vec::with_capacity(MOST_AT_ONCE));
-        while goes_on(own) {
-            let free = MOST_AT_ONCE - active.len();
-            active.extend(waiting.by_ref().take(free).map(|draw| key.stream(streams + draw as u64)));
-            if active.is_empty() {
+    /// Some draws at a time take turns, each with as many rows as the others: together they hide the latency of memory.
+    fn tries(&self, draws: &mut Draws<'_>, least: usize, before: Tested) -> Result<()> {
+        self.call.check()?;
+        let (n, active) = (self.tree.len(), [draws.cap]);
+        let mut decider = RowDecider::new(self.caps, &active);
+        let wanted = if self.options.replace { 1 } else { self.options.k };
+        let mut missing = draws.out.iter().filter(|row| **row < 0).count();
+        let mut own = Tested::default();
+        let goes_on = |own: Tested, missing: usize| {
+            let (tested, inside) = (own.rows + before.rows, own.inside + before.inside);
+            match self.options.tries {
+                Some(most) => own.rows < most,
+                None => own.rows < least || inside.saturating_mul(n / ROWS_PER_TRY) > missing * tested,
+            }
+        };
+        let mut waiting = std::mem::take(&mut draws.unfinished).into_iter();
+        let mut turns: Vec<(Draw, Order)> = Vec::with_capacity(TOGETHER);
+        let mut candidates: Vec<u32> = Vec::with_capacity(TOGETHER);
+        while goes_on(own, missing) {
+            let free = TOGETHER - turns.len();
+            turns.extend(waiting.by_ref().take(free).map(|draw| (draw, self.order(draws, draw))));
+            if turns.is_empty() {
                 break;
             }
             // About as many for each as a draw has needed so far; one alone would wait for memory too often.
-            let least = if active.len() == 1 { 2 } else { 1 };
-            let each = (own.rows / (own.inside + 1)).clamp(least, MOST_AT_ONCE / active.len());
+            let fewest = if turns.len() == 1 { 2 } else { 1 };
+            let each = (own.rows / (own.inside + 1)).clamp(fewest, TOGETHER / turns.len());
             candidates.clear();
-            for stream in &mut active {
-                candidates.extend((0..each).map(|_| pick(stream)));
+            for (draw, order) in &turns {
+                candidates.extend((draw.tested..(draw.tested + each).min(n)).map(|place| order.at(place as u32)));
             }
-            let mask = inside(&candidates)?;
+            let mask = self.inside(&mut decider, &candidates)?;
             own.rows += candidates.len();
-            let mut draw = 0;
-            active.retain(|_| {
-                let first = draw * each;
-                draw += 1;
-                let found = positions_of(0, mask >> first & (u64::MAX >> (64 - each)))
-                    .map(|i| candidates[first + i])
-                    .find(|position| options.replace || taken.insert(*position));
-                self.positions.extend(found);
-                own.inside += usize::from(found.is_some());
-                found.is_none()
+            let mut first = 0;
+            turns.retain_mut(|(draw, _)| {
+                let end = (draw.tested + each).min(n);
+                let count = end - draw.tested;
+                let found = positions_of(0, mask >> first & (u64::MAX >> (64 - count)));
+                let mut at = draw.number;
+                for candidate in found.map(|i| candidates[first + i]) {
+                    // With replacement the draw's own place, otherwise the next free one.
+                    while at < draw.number + wanted && draws.out[at] >= 0 {
+                        at += 1;
+                    }
+                    if at == draw.number + wanted {
+                        break;
+                    }
+                    draws.out[at] = i64::from(candidate);
+                    own.inside += 1;
+                    missing -= 1;
+                }
+                first += count;
+                draw.tested = end;
+                end < n && draws.out[draw.number..draw.number + wanted].last().is_some_and(|row| *row < 0)
             });
         }
-        Ok(own)
+        let (tested, inside) = (own.rows + before.rows, own.inside + before.inside);
+        draws.expected = (inside + 1) * n / tested.max(1);
+        draws.unfinished = turns.into_iter().map(|(draw, _)| draw).chain(waiting).collect();
+        Ok(())
+    }
+
+    /// Bit `i` of the result: row `rows[i]` lies inside the decider's one cap.
+    fn inside(&self, decider: &mut RowDecider<'_>, rows: &[u32]) -> Result<u64> {
+        let mut positions = [0; TOGETHER];
+        for (position, row) in positions.iter_mut().zip(rows) {
+            *position = self.tree.positions.get(*row as usize)? as usize;
+        }
+        let all = u64::MAX >> (64 - rows.len());
+        decider.decide_some(0, all, |bit| row(self.array, positions[bit], self.tree.dim))
+    }
+
+    /// Completes the draws of a cap from the rows inside.
+    fn choose(&self, draws: &mut Draws<'_>, inside: &[u32]) {
+        let unfinished = std::mem::take(&mut draws.unfinished);
+        if inside.is_empty() {
+            return;
+        }
+        if !self.options.replace {
+            let leading = self.order(draws, unfinished[0]).leading(inside, self.options.k);
+            draws.out.iter_mut().zip(leading).for_each(|(out, row)| *out = i64::from(row));
+            return;
+        }
+        // An order gives its first row inside after n / |inside| places, about.
+        let (n, places) = (self.tree.len(), inside.len() * unfinished.len());
+        let members = (inside.len() * inside.len() > LOOKED_UP * n && places > n / 8).then(|| Members::of(n, inside));
+        for draw in unfinished {
+            let order = self.order(draws, draw);
+            let row = match &members {
+                Some(members) => members.first(&order, draw.tested as u32),
+                None => order.first(inside),
+            };
+            draws.out[draw.number] = i64::from(row);
+        }
+    }
+}
+
+/// Rows of a list, to be looked up: a bit for each row of the tree.
+struct Members(Vec<u64>);
+
+impl Members {
+    fn of(n: usize, rows: &[u32]) -> Self {
+        let mut bits = vec![0; n.div_ceil(64)];
+        rows.iter().for_each(|row| bits[*row as usize / 64] |= 1 << (row % 64));
+        Members(bits)
+    }
+
+    /// The first of the rows in an order, of which none stands before `place`.
+    fn first(&self, order: &Order, mut place: u32) -> u32 {
+        loop {
+            let rows = order.some(place);
+            if let Some(row) = rows.into_iter().find(|row| self.0[*row as usize / 64] >> (row % 64) & 1 != 0) {
+                return row;
+            }
+            place += WIDTH as u32;
+        }
     }
 }
 
@@ -229,43 +294,17 @@ fn batches(expected: &[usize]) -> Vec<Range<usize>> {
     cuts
 }
 
-/// Gives `each` the tree positions inside those of a scan's `caps` that are `wanted`.
-fn listed(
-    scan: &Scan<'_>,
-    caps: &[usize],
-    wanted: &[usize],
-    call: &Call,
-    mut each: impl FnMut(usize, &[u32]),
-) -> Result<()> {
-    let wanted: HashSet<usize> = wanted.iter().copied().collect();
-    let blocks = call.run(|| scan.run(|block| Lists::of(block, &wanted), |_| ()))?;
-    let mut caps = caps.iter();
-    for (size, parts) in blocks {
-        for (i, cap) in caps.by_ref().take(size).enumerate().filter(|(_, cap)| wanted.contains(cap)) {
-            let inside: Vec<u32> = parts.iter().filter_map(|p| p.0[i].as_ref()).flatten().copied().collect();
-            each(*cap, &inside);
+/// The tree positions inside those of a scan's `caps` that are `wanted`, which stand in the same order.
+fn listed(scan: &Scan<'_>, caps: &[usize], wanted: &[usize]) -> Result<Vec<Vec<u32>>> {
+    let set: HashSet<usize> = wanted.iter().copied().collect();
+    let blocks = scan.run(|block| Lists::of(block, &set), |_| ())?;
+    let (mut caps, mut lists) = (caps.iter(), Vec::with_capacity(wanted.len()));
+    for (size, mut parts) in blocks {
+        for (i, _) in caps.by_ref().take(size).enumerate().filter(|(_, cap)| set.contains(cap)) {
+            lists.push(parts.iter_mut().filter_map(|part| part.0[i].take()).flatten().collect());
         }
     }
-    Ok(())
-}
-
-/// Completes the draws of a cap from the list of all its rows.
-fn by_rank(drawn: &mut Vec<usize>, inside: &[u32], key: &Key, options: &SampleOptions) {
-    if options.replace {
-        for draw in drawn.len()..options.k {
-            if !inside.is_empty() {
-                let rank = key.stream(RANKS + draw as u64).below(inside.len() as u64);
-                drawn.push(inside[rank as usize] as usize);
-            }
-        }
-        return;
-    }
-    let taken: HashSet<usize> = drawn.iter().copied().collect();
-    let mut left: Vec<usize> = inside.iter().map(|p| *p as usize).filter(|p| !taken.contains(p)).collect();
-    for draw in drawn.len()..options.k.min(inside.len()) {
-        let rank = key.stream(RANKS + draw as u64).below(left.len() as u64);
-        drawn.push(left.swap_remove(rank as usize));
-    }
+    Ok(lists)
 }
 
 /// Tree positions inside each cap of a block, for those that are wanted.

@@ -2,14 +2,16 @@
 
 mod approximate;
 mod exact;
-mod open;
+mod order;
 mod pilots;
+
+#[cfg(feature = "python")]
+pub(crate) use exact::draw_keys;
 
 use std::collections::HashMap;
 
 use crate::caps::Caps;
 use crate::error::{Error, Result};
-use crate::rng::{Key, Purpose};
 
 /// What to draw.
 #[derive(Clone, Copy, Debug)]
@@ -20,9 +22,17 @@ pub struct SampleOptions {
     pub replace: bool,
     /// Same seed, same rows.
     pub seed: u64,
+    /// Rows that an exact draw of a cap may test in each of two rounds before the rows inside are listed; as many as pay if
+    /// `None`. It decides the time, never the answer.
+    pub tries: Option<usize>,
 }
 
 impl SampleOptions {
+    /// `k` draws per cap, made whichever way is quicker.
+    pub fn new(k: usize, replace: bool, seed: u64) -> Self {
+        SampleOptions { k, replace, seed, tries: None }
+    }
+
     fn check(&self) -> Result<()> {
         if self.k == 0 {
             return Err(Error::InvalidParameter("expected k of at least 1, got 0".into()));
@@ -31,23 +41,19 @@ impl SampleOptions {
     }
 }
 
-/// One key per cap: a hash of the seed, the cap's content, and how many equal caps stand before it in the batch.
+/// Of each cap a hash of its center and bound, and how many equal caps stand before it in the batch.
 ///
 /// So a cap's draws depend neither on its place in the batch nor on caps that differ from it, and equal caps still get
 /// independent draws.
-fn keys(caps: &Caps<'_>, purpose: Purpose, seed: u64) -> Vec<Key> {
+fn occurrences(caps: &Caps<'_>) -> impl Iterator<Item = (u128, u64)> {
     let mut seen: HashMap<u128, u64> = HashMap::with_capacity(caps.len());
-    (0..caps.len())
-        .map(|i| {
-            let (center, bound) = (bytemuck::cast_slice(caps.center(i)), caps.bound(i).to_le_bytes());
-            let mut hash = xxhash_rust::xxh3::Xxh3::new();
-            hash.update(center);
-            hash.update(&bound);
-            let content = hash.digest128();
-            let before = seen.entry(content).or_default();
-            let key = Key::new(purpose, seed, &[&content.to_le_bytes(), &before.to_le_bytes()]);
-            *before += 1;
-            key
-        })
-        .collect()
+    (0..caps.len()).map(move |i| {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        hash.update(bytemuck::cast_slice(caps.center(i)));
+        hash.update(&caps.bound(i).to_le_bytes());
+        let content = hash.digest128();
+        let before = seen.entry(content).or_default();
+        *before += 1;
+        (content, *before - 1)
+    })
 }
