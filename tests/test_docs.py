@@ -1,4 +1,4 @@
-"""Runs the examples of README.md and docs/*.md, so that what a reader copies works.
+"""Runs the examples of README.md and docs/*.md, so that what a reader copies works; checks the links of all documents.
 
 The blocks of one file share a folder and a namespace and run from top to bottom:
 
@@ -23,6 +23,25 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECORDS = ROOT / "benches" / "record"
+COLUMNS = 120
+
+
+def documents() -> list[Path]:
+    """Every Markdown file of the repository, but what programs left in hidden and ignored folders."""
+    folders = [ROOT / name for name in ("benches", "captree-core", "docs", "genmodel", "python", "tests", "tools")]
+    pages = [*ROOT.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))]
+    ignored = {"out", "build", "dist", "node_modules"}
+    return sorted(
+        page
+        for page in pages
+        if not any(part in ignored or part.startswith(".") for part in page.relative_to(ROOT).parts)
+    )
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
 
 BLOCK = re.compile(
     r"^(?:<!--\s*(?P<mark>skip|needs):\s*(?P<why>[^>]*?)\s*-->\n+)?^```(?P<kind>\w+)[^\n]*\n(?P<code>.*?)^```$"
@@ -103,20 +122,57 @@ def test_examples(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             run_console(page, example, tmp_path)
 
 
+def prose(page: Path) -> str:
+    """A page without its blocks of code; their lines are left empty, so that numbers of lines stay right."""
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^ *```.*?^ *```$", lambda block: "\n" * block[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL)
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives to a page's headings."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    headings = re.findall(r"^#+\s+(.*?)\s*$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    found: list[str] = []
+    for heading in re.findall(r"^#+\s+(.*?)\s*$", prose(page), re.MULTILINE):
+        anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        again = sum(re.fullmatch(re.escape(anchor) + r"(-\d+)?", other) is not None for other in found)
+        found.append(f"{anchor}-{again}" if anchor in found else anchor)
+    return set(found)
 
 
-@pytest.mark.parametrize("page", [*FILES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    for match in LINK.finditer(text):
+def broken_links(page: Path) -> list[str]:
+    """Relative links of a page whose file, or whose heading, does not exist."""
+    broken = []
+    for match in LINK.finditer(prose(page)):
         target = (page.parent / match["path"]).resolve() if match["path"] else page
-        assert target.exists(), f"{page.name} links to {match['path']}, which does not exist"
-        if match["anchor"] and target.suffix == ".md":
-            assert match["anchor"][1:] in anchors(target), (
-                f"{page.name}: no heading for {match['path']}{match['anchor']}"
-            )
+        lost = not target.exists()
+        if match["anchor"] and not lost and target.suffix == ".md":
+            lost = match["anchor"][1:] not in anchors(target)
+        if lost:
+            broken.append(f"{match['path']}{match['anchor'] or ''}")
+    return broken
+
+
+@pytest.mark.parametrize("page", documents(), ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    other = "# One\n\n## Same\n\n## Same\n\n```text\n# Not a heading\n```\n"
+    (tmp_path / "other.md").write_text(other, encoding="utf-8")
+    good = ["other.md", "other.md#one", "other.md#same-1", "#here", "https://example.org/nothing#there"]
+    bad = ["missing.md", "other.md#two", "other.md#same-2", "other.md#not-a-heading", "#there"]
+    links = "\n".join(f"- [link]({target})" for target in good + bad)
+    page.write_text(f"# Here\n\n{links}\n\n```text\n[code](missing.md)\n```\n", encoding="utf-8")
+    assert broken_links(page) == bad
+
+
+def is_too_long(line: str) -> bool:
+    """Whether a line of prose should have been wrapped; tables, pictures and quoted licences are left as they are."""
+    return len(line) > COLUMNS and not line.lstrip().startswith(("|", "![", ">"))
+
+
+@pytest.mark.parametrize("page", [page for page in documents() if RECORDS not in page.parents], ids=name_of)
+def test_lines_have_at_most_120_columns(page: Path) -> None:
+    lines = prose(page).splitlines()
+    assert [number for number, line in enumerate(lines, start=1) if is_too_long(line)] == []
