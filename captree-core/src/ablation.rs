@@ -19,7 +19,7 @@ impl StepSet {
     pub fn named(names: &[String]) -> Result<Self> {
         names.iter().try_fold(StepSet(0), |steps, name| match StepSet::NAMES.iter().position(|known| known == name) {
             Some(step) => Ok(StepSet(steps.0 | 1 << step)),
-            None => Err(Error::InvalidParameter(format!("expected steps among {:?}, got {name:?}", StepSet::NAMES))),
+            None => Err(Error::parameter("steps", format!("some of {:?}", StepSet::NAMES), format!("{name:?}"))),
         })
     }
 

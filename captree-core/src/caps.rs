@@ -2,7 +2,8 @@
 
 use crate::distance::f32_error;
 use crate::error::{Error, Result};
-use crate::vectors::{NormRange, Precision, norm};
+use crate::limits::{MAX_COS_DISTANCE, Precision};
+use crate::vectors::{NormRange, norm};
 
 /// A batch of closed spherical caps {x : 1 - <center, x> <= bound} over the real dot product.
 #[derive(Clone, Debug)]
@@ -19,21 +20,19 @@ impl<'a> Caps<'a> {
     /// Centers are taken as given, unit within the widest tolerance of any dtype. Errors: [`Error::InvalidCaps`].
     pub fn new(dim: usize, centers: &'a [f32], bounds: &'a [f64]) -> Result<Self> {
         if dim == 0 || centers.len() != bounds.len() * dim {
-            return Err(Error::InvalidCaps(format!(
-                "expected {} centers of dim {dim}, one per bound, got {} coordinates",
-                bounds.len(),
-                centers.len()
-            )));
+            let expected = format!("{} centers of dim {dim}, one per bound", bounds.len());
+            return Err(Error::caps(expected, format!("{} coordinates", centers.len())));
         }
-        if let Some((i, b)) = bounds.iter().enumerate().find(|(_, b)| !(0.0..=2.0).contains(*b)) {
-            return Err(Error::InvalidCaps(format!("expected max_cos_distance in [0, 2], got {b} for cap {i}")));
+        if let Some((i, b)) = bounds.iter().enumerate().find(|(_, b)| !(0.0..=MAX_COS_DISTANCE).contains(*b)) {
+            let expected = format!("max_cos_distance in [0, {MAX_COS_DISTANCE}]");
+            return Err(Error::caps(expected, format!("{b} for cap {i}")));
         }
         let mut norms = Vec::with_capacity(bounds.len());
         for (i, center) in centers.chunks_exact(dim).enumerate() {
             let length = norm(center);
             // A NaN or an infinite coordinate makes the length one too, and fails this test.
             if !((length - 1.0).abs() <= Precision::BFloat16.tolerance()) {
-                return Err(Error::InvalidCaps(format!("expected unit centers, got length {length} for cap {i}")));
+                return Err(Error::caps("unit centers", format!("length {length} for cap {i}")));
             }
             norms.push(NormRange::of(length));
         }

@@ -1,14 +1,16 @@
 //! What every long call is given: threads to work on, and a side channel for progress and cancellation.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::limits::MAX_THREADS;
 
-/// Most threads a caller may ask for: a typo must not exhaust the machine.
-pub const MAX_THREADS: usize = 4096;
+/// No thread holds the lock on the pools for so long.
+const LOCKED: Duration = Duration::from_millis(100);
 
 /// Progress and cancellation: workers report progress and ask whether to stop; the caller polls.
 #[derive(Debug, Default)]
@@ -60,9 +62,7 @@ impl Call {
     pub fn new(threads: Option<usize>) -> Result<Self> {
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
         if threads == 0 || threads > MAX_THREADS {
-            return Err(Error::InvalidParameter(format!(
-                "expected threads between 1 and {MAX_THREADS}, got {threads}"
-            )));
+            return Err(Error::parameter("threads", format!("a number between 1 and {MAX_THREADS}"), threads));
         }
         Ok(Call { pool: pool(threads)?, control: Control::default() })
     }
@@ -86,22 +86,37 @@ impl Deref for Call {
     }
 }
 
-/// The pool of a size, made when first asked for. A forked child inherits the map but none of the threads, so pools are kept
-/// per process.
+/// Pools by process and number of threads: a forked child inherits the map, but none of the threads.
+type Pools = BTreeMap<(u32, usize), Arc<rayon::ThreadPool>>;
+
+/// The pool of a size, made when first asked for.
 fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
-    type Pools = HashMap<(u32, usize), Arc<rayon::ThreadPool>>;
-    static POOLS: OnceLock<Mutex<Pools>> = OnceLock::new();
-    let mut pools = POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
     let key = (std::process::id(), threads);
-    if let Some(found) = pools.get(&key) {
-        return Ok(found.clone());
+    if let Some(found) = pools().and_then(|pools| pools.get(&key).cloned()) {
+        return Ok(found);
     }
-    let pool = rayon::ThreadPoolBuilder::new()
+    let made = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|i| format!("captree-{i}"))
         .build()
         .map_err(|e| Error::io(format!("starting {threads} threads"), std::io::Error::other(e)))?;
-    Ok(pools.entry(key).or_insert(Arc::new(pool)).clone())
+    let made = Arc::new(made);
+    Ok(pools().map_or(made.clone(), |mut pools| pools.entry(key).or_insert(made).clone()))
+}
+
+/// All pools; `None` if they stay locked. A thread holds the lock for a look only, but a child that was forked in that
+/// moment has the lock without the thread, for ever: it makes a pool for each call.
+fn pools() -> Option<MutexGuard<'static, Pools>> {
+    static POOLS: Mutex<Pools> = Mutex::new(BTreeMap::new());
+    let start = Instant::now();
+    loop {
+        match POOLS.try_lock() {
+            Ok(pools) => return Some(pools),
+            Err(TryLockError::Poisoned(pools)) => return Some(pools.into_inner()),
+            Err(TryLockError::WouldBlock) if start.elapsed() > LOCKED => return None,
+            Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -111,8 +126,8 @@ mod tests {
     #[test]
     fn pools_have_the_size_asked_for() {
         assert_eq!(Call::new(Some(3)).unwrap().run(rayon::current_num_threads), 3);
-        assert!(matches!(Call::new(Some(0)), Err(Error::InvalidParameter(_))));
-        assert!(matches!(Call::new(Some(MAX_THREADS + 1)), Err(Error::InvalidParameter(_))));
+        assert!(matches!(Call::new(Some(0)), Err(Error::InvalidParameter { .. })));
+        assert!(matches!(Call::new(Some(MAX_THREADS + 1)), Err(Error::InvalidParameter { .. })));
         assert!(Call::new(None).unwrap().threads() >= 1);
     }
 }

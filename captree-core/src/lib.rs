@@ -32,6 +32,7 @@ mod distance;
 mod element;
 mod error;
 mod exact;
+mod limits;
 mod memory;
 #[cfg(feature = "python")]
 mod python;
@@ -48,13 +49,16 @@ mod vectors;
 
 #[doc(hidden)]
 pub use ablation::{StepSet, Tally};
-pub use build::{Batch, DEFAULT_LEAF_SIZE, Ingest, MAX_DIM, MAX_ROWS, Params, Rows};
+pub use build::{Batch, Ingest, Rows};
 pub use caps::Caps;
-pub use control::{Call, Control, MAX_THREADS};
+pub use control::{Call, Control};
 pub use distance::Kernels;
 pub use element::Storage;
-pub use error::{Error, Result};
+pub use error::{BadRows, Error, Result, RowFault};
+pub use limits::{
+    DEFAULT_LEAF_SIZE, MAX_COS_DISTANCE, MAX_DIM, MAX_FANOUT, MAX_ROWS, MAX_THREADS, MIN_FANOUT, Precision,
+};
 pub use query::{Estimate, Nearest, RangeResult, SearchOptions};
 pub use sample::SampleOptions;
-pub use tree::{NodeRecord, Stats, Tree};
-pub use vectors::{NormRange, Precision, Vectors};
+pub use tree::{NodeRecord, Params, Stats, Tree};
+pub use vectors::{NormRange, Vectors};

@@ -69,45 +69,6 @@ fn widen<E: Element>(array: &Array<E>, index: usize, out: &mut [f32]) -> Result<
     Ok(())
 }
 
-/// How far from length 1 a row or a center may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// IEEE half precision.
-    Float16,
-    /// bfloat16.
-    BFloat16,
-    /// IEEE single precision.
-    Float32,
-    /// IEEE double precision.
-    Float64,
-}
-
-impl Precision {
-    /// Largest accepted | |x| - 1 |.
-    ///
-    /// Rounding every coordinate of a unit vector changes its length by at most one unit roundoff: 2^-11 for
-    /// float16, 2^-8 for bfloat16. Vectors that were normalized in that dtype carry about as much again, so the
-    /// tolerance is four roundoffs there. Wider dtypes are allowed 5e-4, so that vectors which were rounded to float16
-    /// once and then widened pass.
-    pub fn tolerance(self) -> f64 {
-        match self {
-            Precision::Float16 => 2f64.powi(-9),
-            Precision::BFloat16 => 2f64.powi(-6),
-            Precision::Float32 | Precision::Float64 => 5e-4,
-        }
-    }
-
-    /// numpy's name of the dtype.
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::Float16 => "float16",
-            Precision::BFloat16 => "bfloat16",
-            Precision::Float32 => "float32",
-            Precision::Float64 => "float64",
-        }
-    }
-}
-
 /// Euclidean norm in float64; off by at most [`NORM_SLACK`] relative for up to 2^20 dims.
 pub(crate) fn norm(row: &[f32]) -> f64 {
     // Eight chains: the compiler may use vector registers, and the order is fixed.

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from captree import _inputs
+from captree import _inputs, _params
 from captree._arrow import require_pyarrow
 from captree.errors import InvalidCapsError, InvalidTypeError, InvalidVectorsError, RowIndexError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 5e-4, "float64": 5e-4}
+TOLERANCE = _params.LIMITS["tolerances"]
 """How far the norm of a center may be from 1, by the element type it comes in."""
 
 _CHUNK = 8192
@@ -31,7 +31,7 @@ class Caps:
     Args:
         centers: (q, d) unit vectors, or one (d,): numpy, torch, CuPy, Arrow fixed_size_list, or lists; float16,
             bfloat16, float32 or float64. They become float32 as they are, not renormalized; each norm must be within
-            2e-3 (float16), 1.6e-2 (bfloat16) or 5e-4 (float32, float64, lists) of 1.
+            2**-9 (float16), 2**-6 (bfloat16) or 5e-4 (float32, float64, lists) of 1.
         max_cos_distance: (q,) numbers in [0, 2], or one number for every cap; kept as float64. One center with
             several bounds gives one cap per bound.
 

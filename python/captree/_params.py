@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from captree._core import limits
 from captree.errors import InvalidParameterError, InvalidTypeError
+
+#: What the core takes at most, by name; see ``captree._core.limits``.
+LIMITS = limits()
+
+#: The largest integer that the core can be handed.
+MACHINE_INTEGER = 2**63 - 1
 
 _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgtp", start=1):
@@ -24,26 +31,26 @@ _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """`value` as a Python int in [low, high]; bools, floats and strings are refused."""
     if isinstance(value, (bool, np.bool_)):
-        raise InvalidTypeError(f"{name}: expected an integer, got {value!r}")
+        raise InvalidTypeError(f"expected an integer, got {value!r}", parameter=name)
     try:
         number = operator.index(value)
     except TypeError:
-        raise InvalidTypeError(f"{name}: expected an integer, got {_brief(value)}") from None
+        raise InvalidTypeError(f"expected an integer, got {_brief(value)}", parameter=name) from None
     if number < low or (high is not None and number > high):
         wanted = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise InvalidParameterError(f"{name}: expected an integer {wanted}, got {number}")
+        raise InvalidParameterError(f"expected an integer {wanted}, got {number}", parameter=name)
     return number
 
 
 def fraction(name: str, value: Any, low: float, high: float, *, open_ends: bool = False) -> float:
     """`value` as a float in [low, high], or in (low, high) when `open_ends`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
-        raise InvalidTypeError(f"{name}: expected a number, got {_brief(value)}")
+        raise InvalidTypeError(f"expected a number, got {_brief(value)}", parameter=name)
     number = float(value)
     inside = low < number < high if open_ends else low <= number <= high
     if not inside:
         wanted = f"strictly between {low:g} and {high:g}" if open_ends else f"between {low:g} and {high:g}"
-        raise InvalidParameterError(f"{name}: expected a number {wanted}, got {number!r}")
+        raise InvalidParameterError(f"expected a number {wanted}, got {number!r}", parameter=name)
     return number
 
 
@@ -54,7 +61,12 @@ def seed(value: Any, name: str = "seed") -> int:
 
 def threads(value: Any) -> int | None:
     """A thread count of at least 1; None stands for every core."""
-    return None if value is None else integer("threads", value, 1, 65_536)
+    return None if value is None else integer("threads", value, 1, LIMITS["threads"])
+
+
+def fanout(value: Any) -> int:
+    """Children of a node."""
+    return integer("fanout", value, LIMITS["fanout_least"], LIMITS["fanout"])
 
 
 def path(name: str, value: Any) -> str:
@@ -62,10 +74,10 @@ def path(name: str, value: Any) -> str:
     try:
         text = os.fspath(value)
     except TypeError:
-        raise InvalidTypeError(f"{name}: expected a str or os.PathLike, got {_brief(value)}") from None
+        raise InvalidTypeError(f"expected a str or os.PathLike, got {_brief(value)}", parameter=name) from None
     text = os.fsdecode(text)
     if not text or "\0" in text:
-        raise InvalidParameterError(f"{name}: expected a path, got {text!r}")
+        raise InvalidParameterError(f"expected a path, got {text!r}", parameter=name)
     return text
 
 
@@ -76,7 +88,7 @@ def storage(value: Any) -> str:
     except TypeError:
         name = None
     if value is None or name not in ("float16", "float32"):
-        raise InvalidParameterError(f'storage: expected "float16" or "float32", got {_brief(value)}')
+        raise InvalidParameterError(f'expected "float16" or "float32", got {_brief(value)}', parameter="storage")
     return name
 
 
@@ -90,7 +102,7 @@ def size_in_bytes(name: str, value: Any) -> int:
     match = _SIZE.fullmatch(value)
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
-        raise InvalidParameterError(f'{name}: expected bytes as an integer or a size such as "8GiB", got {value!r}')
+        raise InvalidParameterError(f'expected bytes as an integer or a size such as "8GiB", got {value!r}', parameter=name)
     return integer(name, math.floor(float(match[1]) * unit), 1)
 
 

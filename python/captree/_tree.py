@@ -43,8 +43,8 @@ def build(
             lists; a path to ``.npy``, Parquet or Arrow IPC (a file, or a folder of them in sorted order); or an
             iterable of batches of any of these. They are read once, slice by slice.
         out: where the tree is written; without it the tree lives in memory.
-        fanout: children of a node, at least 2.
-        leaf_size: rows at which a node is no longer split; by default chosen from the data.
+        fanout: children of a node, 2 to 4096.
+        leaf_size: most rows of a node that is not split; 512 by default.
         storage: ``"float16"`` or ``"float32"``, how vectors are kept. Every answer is exact about the kept vectors.
         seed: of the k-means; the same vectors and seed give the same tree on any number of threads.
         normalize: normalize the rows. Without it rows that are not unit within the tolerance of their dtype are an
@@ -67,7 +67,7 @@ def build(
         StorageError: reading or writing failed.
     """
     target = None if out is None else _params.path("out", out)
-    fanout = _params.integer("fanout", fanout, 2, 2**31 - 1)
+    fanout = _params.fanout(fanout)
     leaf_size = None if leaf_size is None else _params.integer("leaf_size", leaf_size, 1)
     limit = None if memory_limit is None else _params.size_in_bytes("memory_limit", memory_limit)
     seed = _params.integer("seed", seed, 0, 2**64 - 1)
@@ -242,9 +242,9 @@ class Tree:
             InvalidParameterError: k, seed, density_samples or method outside its domain.
         """
         caps = as_caps(caps, self.dim)
-        k = _params.integer("k", k, 0, 2**31 - 1)
+        k = _params.integer("k", k, 0, _params.MACHINE_INTEGER)
         seed = _params.seed(seed)
-        density_samples = _params.integer("density_samples", density_samples, 1, 2**31 - 1)
+        density_samples = _params.integer("density_samples", density_samples, 1, _params.MACHINE_INTEGER)
         threads = _params.threads(threads)
         if method not in ("exact", "approximate"):
             raise InvalidParameterError(f'method: expected "exact" or "approximate", got {method!r}')
@@ -280,7 +280,7 @@ class Tree:
             InvalidParameterError: samples, confidence or seed outside its domain.
         """
         caps = as_caps(caps, self.dim)
-        samples = _params.integer("samples", samples, 1, 2**31 - 1)
+        samples = _params.integer("samples", samples, 1, _params.MACHINE_INTEGER)
         confidence = _params.fraction("confidence", confidence, 0.0, 1.0, open_ends=True)
         seed, threads = _params.seed(seed), _params.threads(threads)
         core = self._core
@@ -305,7 +305,7 @@ class Tree:
             array = array.reshape(0, self.dim)
         if array.shape[1] != self.dim:
             raise InvalidVectorsError(f"queries: expected dim {self.dim}, got {array.shape[1]}")
-        k = _params.integer("k", k, 1, 2**31 - 1)
+        k = _params.integer("k", k, 1, _params.MACHINE_INTEGER)
         real = min(k, len(self))
         rows, far = self._core.nearest(array, real, _params.threads(threads))
         if real < k:

@@ -4,8 +4,31 @@ Each class also derives from the built-in exception that fits, so ``except Value
 """
 
 
+#: What an argument would have done about an error, by its name.
+_ADVICE = {
+    "normalize": "normalize=True scales rows",
+    "out": "with out= the tree is written to disk and needs less",
+}
+
+
 class CaptreeError(Exception):
-    """Base class of every error that captree raises on purpose."""
+    """Base class of every error that captree raises on purpose.
+
+    Attributes:
+        problem: what was expected and what came.
+        parameter: the name of the argument that is at fault, if one is.
+        advice: the name of an argument that would have helped, if one would.
+    """
+
+    problem: str
+    parameter: str | None
+    advice: str | None
+
+    def __init__(self, problem: str = "", *, parameter: str | None = None, advice: str | None = None) -> None:
+        start = "" if parameter is None else f"{parameter}: "
+        end = "" if advice is None else f"; {_ADVICE[advice]}"
+        super().__init__(f"{start}{problem}{end}")
+        self.problem, self.parameter, self.advice = problem, parameter, advice
 
 
 class InvalidVectorsError(CaptreeError, ValueError):
@@ -41,7 +64,7 @@ class CorruptTreeError(StorageError):
 
 
 class FormatVersionError(StorageError):
-    """A tree written by a newer version of the format."""
+    """A tree of another version of the format."""
 
 
 class MemoryLimitError(CaptreeError, MemoryError):

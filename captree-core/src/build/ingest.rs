@@ -3,14 +3,14 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::MAX_DIM;
 use crate::control::Call;
 use crate::element::Storage;
-use crate::error::{Error, Result};
+use crate::error::{BadRows, Error, Result, RowFault};
+use crate::limits::{MAX_DIM, Precision};
 use crate::memory::AlignedVec;
 use crate::sketch::sketch_bytes;
 use crate::store::Array;
-use crate::vectors::{NormRange, Precision, Vectors, norm};
+use crate::vectors::{NormRange, Vectors, norm};
 
 /// Rows of one input batch, row by row.
 #[derive(Clone, Copy, Debug)]
@@ -45,24 +45,6 @@ impl Batch<'_> {
     }
 }
 
-/// What is wrong with a row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
-    NotFinite,
-    Zero,
-    Norm(f64),
-}
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Fault::NotFinite => write!(f, "not finite"),
-            Fault::Zero => write!(f, "zero"),
-            Fault::Norm(n) => write!(f, "norm {n:.6}"),
-        }
-    }
-}
-
 /// How many bad rows an error names.
 const NAMED: usize = 5;
 
@@ -82,7 +64,7 @@ pub struct Ingest {
     stored: Stored,
     norms: NormRange,
     bad: usize,
-    named: Vec<(usize, Fault)>,
+    named: Vec<(usize, RowFault)>,
     precision: Precision,
     limit: Option<Limit>,
 }
@@ -143,12 +125,8 @@ impl Ingest {
         let rows = self.rows + more;
         match &self.limit {
             Some(limit) if build_bytes(rows, dim, storage, limit.on_disk) > limit.bytes => {
-                let need = build_bytes(rows, dim, storage, limit.on_disk);
-                let out = if limit.on_disk { "" } else { "; with out= the tree is written to disk and needs less" };
-                Err(Error::MemoryLimit(format!(
-                    "expected a memory_limit of at least {need} bytes for {rows} rows of dim {dim}, got {}{out}",
-                    limit.bytes
-                )))
+                let (needed, on_disk) = (build_bytes(rows, dim, storage, limit.on_disk), limit.on_disk);
+                Err(Error::MemoryLimit { needed, limit: limit.bytes, rows, dim, on_disk })
             }
             _ => Ok(()),
         }
@@ -170,7 +148,7 @@ impl Ingest {
                 1..=MAX_DIM => expected.to_string(),
                 _ => format!("1 to {MAX_DIM}"),
             };
-            return Err(Error::InvalidVectors(format!("expected vectors of dim {expected}, got {dim}")));
+            return Err(Error::vectors(format!("vectors of dim {expected}"), dim));
         }
         self.check_memory(batch.len() / dim, dim)?;
         self.precision = batch.precision();
@@ -204,26 +182,15 @@ impl Ingest {
     pub fn finish(self) -> Result<Rows> {
         let dim = match self.dim {
             Some(dim) if self.rows > 0 => dim,
-            _ => return Err(Error::InvalidVectors("expected at least one row, got none".into())),
+            _ => return Err(Error::vectors("at least one row", "none")),
         };
         if self.bad > 0 {
-            let named: Vec<String> = self.named.iter().map(|(row, fault)| format!("row {row} ({fault})")).collect();
-            let more = if self.bad > named.len() { ", ..." } else { "" };
-            let expected = if self.normalize {
-                "expected finite rows that are not zero".to_string()
-            } else {
-                let (tolerance, name) = (self.precision.tolerance(), self.precision.name());
-                format!(
-                    "expected finite rows of unit length (within {tolerance:.2e} for {name}; normalize=True scales rows)"
-                )
-            };
-            return Err(Error::InvalidVectors(format!(
-                "{expected}, got {} bad {} of {}: {}{more}",
-                self.bad,
-                if self.bad == 1 { "row" } else { "rows" },
-                self.rows,
-                named.join(", ")
-            )));
+            return Err(Error::BadRows(BadRows {
+                bad: self.bad,
+                rows: self.rows,
+                first: self.named,
+                unit_within: (!self.normalize).then_some(self.precision),
+            }));
         }
         let vectors = match self.stored {
             Stored::F16(v) => Vectors::F16(Array::in_memory(v)),
@@ -293,7 +260,7 @@ impl Target for f32 {
 struct Report {
     norms: NormRange,
     bad: usize,
-    named: Vec<(usize, Fault)>,
+    named: Vec<(usize, RowFault)>,
 }
 
 fn convert<S: Source, T: Target>(from: &[S], to: &mut [T], dim: usize, tolerance: f64, normalize: bool) -> Vec<Report> {
@@ -337,7 +304,7 @@ impl Scale {
     }
 }
 
-fn scale<S: Source>(row: &[S], tolerance: f64, normalize: bool) -> Result<Scale, Fault> {
+fn scale<S: Source>(row: &[S], tolerance: f64, normalize: bool) -> Result<Scale, RowFault> {
     let mut sums = [0.0f64; 8];
     for (i, x) in row.iter().enumerate() {
         sums[i % 8] += x.to_f64() * x.to_f64();
@@ -348,14 +315,14 @@ fn scale<S: Source>(row: &[S], tolerance: f64, normalize: bool) -> Result<Scale,
     }
     let largest = row.iter().fold(0.0f64, |m, x| m.max(x.to_f64().abs()));
     if row.iter().any(|x| !x.to_f64().is_finite()) {
-        Err(Fault::NotFinite)
+        Err(RowFault::NotFinite)
     } else if largest == 0.0 {
-        Err(Fault::Zero)
+        Err(RowFault::Zero)
     } else if normalize {
         let norm = row.iter().map(|x| (x.to_f64() / largest).powi(2)).sum::<f64>().sqrt();
         Ok(Scale { largest, norm })
     } else {
-        Err(Fault::Norm(length))
+        Err(RowFault::Norm(length))
     }
 }
 

@@ -4,41 +4,67 @@ mod ingest;
 mod kmeans;
 mod split;
 
+use std::path::Path;
+
 pub use ingest::{Batch, Ingest, Rows};
-pub(crate) use split::{Layout, layout};
 
-use crate::error::{Error, Result};
+use crate::control::Call;
+use crate::error::Result;
+use crate::sketch::Sketch;
+use crate::store::{Array, FolderWriter};
+use crate::tree::{Arrays, Meta, Norms, Params, Parts, Tree, gather, gather_all, write};
+use crate::vectors::{NormRange, Vectors, norm, row, with_elements};
+use split::{Layout, layout};
 
-/// How to build.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Params {
-    /// Children of an inner node, 2 to 4096.
-    pub fanout: usize,
-    /// Most rows in a leaf.
-    pub leaf_size: usize,
-    /// Seed of the k-means.
-    pub seed: u64,
-}
-
-impl Params {
-    /// Checks the domain; `leaf_size` of `None` takes [`DEFAULT_LEAF_SIZE`]. Errors: [`Error::InvalidParameter`].
-    pub fn new(fanout: usize, leaf_size: Option<usize>, seed: u64) -> Result<Self> {
-        let leaf_size = leaf_size.unwrap_or(DEFAULT_LEAF_SIZE);
-        if !(2..=4096).contains(&fanout) {
-            return Err(Error::InvalidParameter(format!("expected fanout between 2 and 4096, got {fanout}")));
-        }
-        if leaf_size == 0 {
-            return Err(Error::InvalidParameter("expected leaf_size of at least 1, got 0".into()));
-        }
-        Ok(Params { fanout, leaf_size, seed })
+impl Tree {
+    /// Builds a tree in memory, or at `out`, where it is written to a temporary folder and renamed.
+    ///
+    /// Errors: [`Error::Interrupted`], [`Error::Io`], [`Error::InvalidParameter`].
+    pub fn build(rows: Rows, params: &Params, out: Option<&Path>, call: &Call) -> Result<Tree> {
+        call.run(|| {
+            // A path that cannot be written must fail now, not after the work.
+            let writer = out.map(FolderWriter::create).transpose()?;
+            let Layout { nodes, centers, order } = layout(&rows, params, call)?;
+            let n = order.len();
+            let norms = Norms {
+                rows: rows.norms,
+                centers: centers.chunks_exact(rows.dim).fold(NormRange::EMPTY, |r, c| r.union(NormRange::of(norm(c)))),
+            };
+            let sketch = with_elements!(&rows.vectors, a => {
+                let at = |p: usize| row(a, order[p] as usize, rows.dim);
+                Sketch::build(&at, (n, rows.dim), params.seed, call)
+            })?;
+            call.phase("reorder", n as u64);
+            let mut positions = vec![0i64; n];
+            order.iter().enumerate().for_each(|(p, r)| positions[*r as usize] = p as i64);
+            let tree_rows: Vec<i64> = order.iter().map(|r| i64::from(*r)).collect();
+            let meta = Meta::new((n, rows.dim), rows.vectors.storage(), params, norms, nodes.len(), &sketch);
+            if let (Some(writer), Some(out)) = (writer, out) {
+                let arrays = Arrays {
+                    rows: &tree_rows,
+                    positions: &positions,
+                    nodes: &nodes,
+                    centers: &centers,
+                    sketch: &sketch,
+                };
+                with_elements!(&rows.vectors, a => write(writer, &meta, &arrays, n, call, |range| {
+                    gather(a, &order[range], rows.dim)
+                }))?;
+                return Tree::open(out);
+            }
+            let vectors = match &rows.vectors {
+                Vectors::F16(a) => Vectors::F16(gather_all(a, &order, rows.dim, call)?),
+                Vectors::F32(a) => Vectors::F32(gather_all(a, &order, rows.dim, call)?),
+            };
+            let parts = Parts {
+                vectors,
+                rows: Array::from_vec(tree_rows),
+                positions: Array::from_vec(positions),
+                nodes: Array::from_vec(nodes),
+                centers: Array::from_vec(centers),
+                sketch,
+            };
+            Tree::assemble(&meta, parts, None)
+        })
     }
 }
-
-/// Rows in a leaf unless said otherwise: eight tiles, so that a leaf's node costs little beside its rows.
-pub const DEFAULT_LEAF_SIZE: usize = 512;
-
-/// Most rows in one tree: row numbers are 32 bits while a tree is built.
-pub const MAX_ROWS: usize = u32::MAX as usize;
-
-/// Most dims of a row: integer dot products of whole codes stay within 32 bits.
-pub const MAX_DIM: usize = 1 << 16;

@@ -2,15 +2,16 @@
 
 use rayon::prelude::*;
 
+use super::Rows;
 use super::kmeans::{CHUNK, Source, normalize};
-use super::{MAX_ROWS, Params, Rows};
 use crate::control::Control;
 use crate::distance::{Kernels, f32_error};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::exact;
+use crate::limits::MAX_ROWS;
 use crate::store::Array;
-use crate::tree::NodeRecord;
+use crate::tree::{NodeRecord, Params};
 use crate::vectors::{row, with_elements};
 
 /// A split whose largest child keeps more than this share of the rows is no progress: cut evenly instead.
@@ -23,7 +24,7 @@ pub(crate) struct Layout {
     pub order: Vec<u32>,
 }
 
-/// Splits `rows`. Errors: [`Error::Interrupted`], [`Error::InvalidParameter`] for too many rows.
+/// Splits `rows`. Errors: [`Error::Interrupted`], [`Error::InvalidVectors`] for too many rows.
 pub(crate) fn layout(rows: &Rows, params: &Params, control: &Control) -> Result<Layout> {
     with_elements!(&rows.vectors, array => split_all(array, rows.dim, params, control))
 }
@@ -31,7 +32,7 @@ pub(crate) fn layout(rows: &Rows, params: &Params, control: &Control) -> Result<
 fn split_all<E: Element>(array: &Array<E>, dim: usize, params: &Params, control: &Control) -> Result<Layout> {
     let n = array.len() / dim;
     if n > MAX_ROWS {
-        return Err(Error::InvalidParameter(format!("expected at most {MAX_ROWS} rows in a tree, got {n}")));
+        return Err(Error::vectors(format!("at most {MAX_ROWS} rows in a tree"), n));
     }
     let source = Source { array, dim, control };
     let mut order: Vec<u32> = (0..n as u32).collect();

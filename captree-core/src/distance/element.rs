@@ -34,7 +34,7 @@ impl Element for f16 {
 
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const Self) -> S::V {
-        // SAFETY: forwarded from the caller.
+        // SAFETY: `S::load_f16` reads LANES elements with the instructions of `S`, which is what `load` asks for.
         unsafe { S::load_f16(p) }
     }
 
@@ -55,7 +55,7 @@ impl Element for f32 {
 
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const Self) -> S::V {
-        // SAFETY: forwarded from the caller.
+        // SAFETY: `S::load_f32` reads LANES elements with the instructions of `S`, which is what `load` asks for.
         unsafe { S::load_f32(p) }
     }
 

@@ -35,7 +35,7 @@ unsafe fn block<S: Simd, E: Element, const R: usize, const C: usize>(
     out: *mut f32,
     stride: usize,
 ) {
-    // SAFETY: forwarded from the caller; indices stay below d, R and C.
+    // SAFETY: `i` stays below d, `r` and `c` below R and C, which are the lengths that this function asks for.
     unsafe {
         let mut acc = [[S::zero(); R]; C];
         let whole = d - d % S::LANES;
@@ -126,7 +126,7 @@ pub(super) unsafe fn pairs<S: Simd, E: Element>(rows: &[&[E]], centers: &[&[f32]
 #[inline(always)]
 unsafe fn four_pairs<S: Simd, E: Element>(rows: &[&[E]], centers: &[&[f32]], d: usize, out: &mut [f32]) -> usize {
     let (whole, last) = (d - d % S::LANES, rows.len().min(4) - 1);
-    // SAFETY: forwarded from the caller; the last pair stands in for those that are missing.
+    // SAFETY: the last pair stands in for those that are missing, and every row and center has `d` elements.
     unsafe {
         let mut acc = [S::zero(); 4];
         for i in (0..whole).step_by(S::LANES) {

@@ -3,6 +3,8 @@
 //! [`dots`] gives float32 dot products of a tile of rows with a tile of centers together with a bound on their error
 //! ([`f32_error`]); whatever the bound cannot decide goes to [`crate::exact`].
 
+#![allow(unsafe_code)]
+
 mod element;
 mod generic;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]

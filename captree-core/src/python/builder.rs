@@ -7,11 +7,13 @@ use half::{bf16, f16};
 use numpy::{PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use super::run::{error, run};
+use super::errors::to_py;
+use super::run::run;
 use super::tree::Tree;
-use crate::build::{Batch, Ingest, Params};
+use crate::build::{Batch, Ingest};
 use crate::element::Storage;
 use crate::error::Error;
+use crate::tree::Params;
 
 /// Collects rows and builds a tree of them.
 #[pyclass(frozen, module = "captree._core")]
@@ -36,8 +38,8 @@ impl Builder {
             "float16" => Storage::Float16,
             "float32" => Storage::Float32,
             other => {
-                let message = format!("expected storage \"float16\" or \"float32\", got {other:?}");
-                return Err(error(py, Error::InvalidParameter(message)));
+                let wrong = Error::parameter("storage", "\"float16\" or \"float32\"", format!("{other:?}"));
+                return Err(to_py(py, &wrong));
             }
         };
         let mut ingest = Ingest::new(storage, normalize);
@@ -50,7 +52,7 @@ impl Builder {
     #[pyo3(signature = (batch, bfloat16 = false))]
     fn push(&self, py: Python<'_>, batch: &Bound<'_, PyAny>, bfloat16: bool) -> PyResult<()> {
         let mut guard = self.ingest.lock().unwrap_or_else(|e| e.into_inner());
-        let ingest = guard.as_mut().ok_or_else(|| error(py, finished()))?;
+        let ingest = guard.as_mut().ok_or_else(|| to_py(py, &finished()))?;
         let mut add = |batch: Batch<'_>, dim: usize| run(py, self.threads, None, |call| ingest.push(batch, dim, call));
         if bfloat16 {
             let array: PyReadonlyArray2<'_, u16> = batch.extract()?;
@@ -78,7 +80,7 @@ impl Builder {
         threads: Option<usize>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Tree> {
-        let fail = |e| error(py, e);
+        let fail = |e| to_py(py, &e);
         let params = Params::new(fanout, leaf_size, seed).map_err(fail)?;
         let ingest = self.ingest.lock().unwrap_or_else(|e| e.into_inner()).take().ok_or_else(|| fail(finished()))?;
         let rows = ingest.finish().map_err(fail)?;
@@ -90,5 +92,5 @@ impl Builder {
 }
 
 fn finished() -> Error {
-    Error::InvalidParameter("expected a builder in use, got one that has finished".into())
+    Error::parameter("builder", "one in use", "one that has finished")
 }

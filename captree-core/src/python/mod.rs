@@ -1,6 +1,8 @@
 //! The Python extension module `captree._core`: unpacks arguments, releases the GIL, calls the core, maps errors.
 
 mod builder;
+mod errors;
+mod limits;
 mod run;
 mod tree;
 
@@ -13,6 +15,8 @@ mod _core {
 
     #[pymodule_export]
     use super::builder::Builder;
+    #[pymodule_export]
+    use super::limits::limits;
     #[pymodule_export]
     use super::tree::Tree;
     #[pymodule_export]

@@ -1,12 +1,13 @@
-//! The one place that releases the GIL, catches Ctrl-C and panics, reports progress and maps errors.
+//! The one place that releases the GIL, catches Ctrl-C and panics, and reports progress. Work runs in the call's thread
+//! pool from its first step on: rayon's global pool does not survive a fork.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
 
+use super::errors;
 use crate::control::Call;
 use crate::error::{Error, Result};
 
@@ -21,13 +22,18 @@ pub(super) fn is_short(caps: usize, rows: usize, dim: usize) -> bool {
     caps as u128 * rows as u128 * dim as u128 <= SHORT
 }
 
-/// Runs short work on the calling thread, without the GIL.
+/// Runs short work while this thread waits, without the GIL.
 pub(super) fn run_short<R: Send>(
     py: Python<'_>,
     threads: Option<usize>,
     work: impl FnOnce(&Call) -> Result<R> + Send,
 ) -> PyResult<R> {
-    let result = py.detach(|| guarded(|| work(&Call::new(threads)?)));
+    let result = py.detach(|| {
+        guarded(|| {
+            let call = Call::new(threads)?;
+            call.run(|| work(&call))
+        })
+    });
     result.map_err(|e| to_py(py, e))
 }
 
@@ -38,7 +44,7 @@ pub(super) fn run<R: Send>(
     progress: Option<&Bound<'_, PyAny>>,
     work: impl FnOnce(&Call) -> Result<R> + Send,
 ) -> PyResult<R> {
-    let call = Call::new(threads).map_err(|e| error(py, e))?;
+    let call = Call::new(threads).map_err(|e| errors::to_py(py, &e))?;
     let mut raised: Option<PyErr> = None;
     let result = std::thread::scope(|scope| {
         let (sender, mut receiver) = sync_channel(1);
@@ -46,7 +52,7 @@ pub(super) fn run<R: Send>(
             let call = &call;
             move || {
                 // The receiver outlives this thread, so sending cannot fail.
-                let _ = sender.send(guarded(|| work(call)));
+                let _ = sender.send(guarded(|| call.run(|| work(call))));
             }
         });
         if let Err(e) = worker {
@@ -83,7 +89,7 @@ pub(super) fn run<R: Send>(
 }
 
 /// Why work did not succeed.
-pub(super) enum Failure {
+enum Failure {
     Core(Error),
     Panic(String),
 }
@@ -102,21 +108,9 @@ fn guarded<R>(work: impl FnOnce() -> Result<R>) -> Result<R, Failure> {
     }
 }
 
-/// The Python exception for a failure: a class of `captree.errors`.
-pub(super) fn to_py(py: Python<'_>, failure: Failure) -> PyErr {
-    let (class, message) = match failure {
-        Failure::Core(Error::Interrupted) => return PyKeyboardInterrupt::new_err(()),
-        Failure::Core(e) => (e.class(), e.to_string()),
-        Failure::Panic(what) => ("InternalError", format!("a defect in captree, please report it: {what}")),
-    };
-    let raise = || py.import("captree.errors")?.getattr(class)?.call1((message,));
-    match raise() {
-        Ok(exception) => PyErr::from_value(exception),
-        Err(e) => e,
+fn to_py(py: Python<'_>, failure: Failure) -> PyErr {
+    match failure {
+        Failure::Core(e) => errors::to_py(py, &e),
+        Failure::Panic(what) => errors::defect(py, &what),
     }
-}
-
-/// Maps an error that no work was started for.
-pub(super) fn error(py: Python<'_>, e: Error) -> PyErr {
-    to_py(py, Failure::Core(e))
 }

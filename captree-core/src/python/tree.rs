@@ -9,7 +9,8 @@ use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2,
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::run::{error, is_short, run, run_short};
+use super::errors::to_py;
+use super::run::{is_short, run, run_short};
 use crate::ablation::StepSet;
 use crate::caps::Caps;
 use crate::control::Call;
@@ -59,7 +60,7 @@ impl Tree {
 fn table<T: numpy::Element>(py: Python<'_>, values: Vec<T>, columns: usize) -> PyResult<Table<'_, T>> {
     let rows = values.len().checked_div(columns).unwrap_or(0);
     let array = Array2::from_shape_vec((rows, columns), values)
-        .map_err(|e| error(py, Error::InvalidParameter(e.to_string())))?;
+        .map_err(|e| to_py(py, &Error::parameter("columns", "whole rows", e)))?;
     Ok(array.into_pyarray(py))
 }
 
@@ -72,7 +73,7 @@ pub(super) fn draw_keys<'py>(
     seed: u64,
 ) -> PyResult<Table<'py, u64>> {
     let caps =
-        Caps::new(centers.shape()[1].max(1), centers.as_slice()?, bounds.as_slice()?).map_err(|e| error(py, e))?;
+        Caps::new(centers.shape()[1].max(1), centers.as_slice()?, bounds.as_slice()?).map_err(|e| to_py(py, &e))?;
     let keys = crate::sample::draw_keys(&caps, seed);
     table(py, keys.into_iter().flat_map(|key| [key as u64, (key >> 64) as u64]).collect(), 2)
 }
@@ -162,8 +163,7 @@ impl Tree {
     ) -> PyResult<(Table<'py, i64>, Table<'py, f64>)> {
         let (tree, dim, rows) = (&*self.0, queries.shape()[1], queries.shape()[0]);
         if dim != tree.dim() && rows > 0 {
-            let message = format!("expected queries of dim {}, got {dim}", tree.dim());
-            return Err(error(py, Error::InvalidCaps(message)));
+            return Err(to_py(py, &Error::caps(format!("queries of dim {}", tree.dim()), dim)));
         }
         let queries = queries.as_slice()?;
         let work = |call: &Call| tree.nearest(queries, k, call);
@@ -182,8 +182,8 @@ impl Tree {
     ) -> PyResult<Column<'py, f64>> {
         let (tree, dim, rows) = (&*self.0, centers.shape()[1], centers.shape()[0]);
         if rows > 0 && (dim != tree.dim() || counts.shape()[0] != rows) {
-            let message = format!("expected {rows} counts and centers of dim {}, got {dim}", tree.dim());
-            return Err(error(py, Error::InvalidCaps(message)));
+            let expected = format!("{rows} counts and centers of dim {}", tree.dim());
+            return Err(to_py(py, &Error::caps(expected, dim)));
         }
         // A negative count is no usize; 0 is refused with the number of rows.
         let counts: Vec<usize> = counts.as_slice()?.iter().map(|k| usize::try_from(*k).unwrap_or(0)).collect();

@@ -39,10 +39,10 @@ impl Tree {
         call: &Call,
     ) -> Result<Estimate> {
         if samples == 0 {
-            return Err(Error::InvalidParameter("expected samples of at least 1, got 0".into()));
+            return Err(Error::parameter("samples", "at least 1", 0));
         }
         if !(confidence > 0.0 && confidence < 1.0) {
-            return Err(Error::InvalidParameter(format!("expected confidence between 0 and 1, got {confidence}")));
+            return Err(Error::parameter("confidence", "a number between 0 and 1", confidence));
         }
         if self.len() <= samples {
             let counts = self.count(caps, call)?;

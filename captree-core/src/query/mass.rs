@@ -85,10 +85,8 @@ impl Tree {
     /// [`Error::Interrupted`].
     pub fn radius_for_count(&self, centers: &[f32], counts: &[usize], call: &Call) -> Result<Vec<f64>> {
         if let Some((i, k)) = counts.iter().enumerate().find(|(_, k)| **k == 0 || **k > self.len()) {
-            return Err(Error::InvalidParameter(format!(
-                "expected counts between 1 and {}, got {k} for center {i}",
-                self.len()
-            )));
+            let expected = format!("numbers between 1 and {}", self.len());
+            return Err(Error::parameter("counts", expected, format!("{k} for center {i}")));
         }
         let bounds = vec![2.0; counts.len()];
         let caps = Caps::new(self.dim, centers, &bounds)?;

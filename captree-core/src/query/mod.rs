@@ -20,6 +20,6 @@ impl Tree {
         if caps.dim() == self.dim {
             return Ok(());
         }
-        Err(Error::InvalidCaps(format!("expected caps of dim {}, got {}", self.dim, caps.dim())))
+        Err(Error::caps(format!("caps of dim {}", self.dim), caps.dim()))
     }
 }

@@ -108,7 +108,7 @@ impl Tree {
     /// for `k` of 0, what reading a tree on disk gives, and [`Error::Interrupted`].
     pub fn nearest(&self, queries: &[f32], k: usize, call: &Call) -> Result<Nearest> {
         if k == 0 {
-            return Err(Error::InvalidParameter("expected k of at least 1, got 0".into()));
+            return Err(Error::parameter("k", "at least 1", 0));
         }
         let count = queries.len() / self.dim;
         let mut result = Nearest { rows: filled(count, k, -1)?, distances: filled(count, k, f64::INFINITY)? };

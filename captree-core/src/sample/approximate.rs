@@ -36,7 +36,7 @@ impl Tree {
         options.check()?;
         self.check_dim(caps)?;
         if density_samples == 0 {
-            return Err(Error::InvalidParameter("expected density_samples of at least 1, got 0".into()));
+            return Err(Error::parameter("density_samples", "at least 1", 0));
         }
         let mut rows = filled(caps.len(), options.k, -1)?;
         let parts = if self.nodes[0].is_leaf() { 0..1 } else { self.nodes[0].child_range() };

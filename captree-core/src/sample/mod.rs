@@ -35,7 +35,7 @@ impl SampleOptions {
 
     fn check(&self) -> Result<()> {
         if self.k == 0 {
-            return Err(Error::InvalidParameter("expected k of at least 1, got 0".into()));
+            return Err(Error::parameter("k", "at least 1", 0));
         }
         Ok(())
     }

@@ -47,7 +47,8 @@ pub(crate) mod field {
 }
 
 /// Columns that each level reads, all from the first one on; the fourth level reads all columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Widths {
     /// A multiple of four unless it is `second`.
     pub first: usize,
@@ -58,12 +59,11 @@ pub(crate) struct Widths {
 
 /// Code steps, one for the columns that each level adds, the same for all rows of a tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Steps {
     pub first: f32,
     pub second: f32,
-    #[serde(default)]
     pub third: f32,
-    #[serde(rename = "rest")]
     pub fourth: f32,
 }
 

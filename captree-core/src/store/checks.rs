@@ -150,7 +150,7 @@ impl MappedFile {
 
 /// What to say when elements outside an array without a file are asked for.
 pub(super) fn out_of_range(asked: &Range<usize>, len: usize) -> Error {
-    Error::RowOutOfRange(format!("elements {}..{} asked for, the array has {len}", asked.start, asked.end))
+    Error::out_of_range("elements", len, format!("{}..{}", asked.start, asked.end))
 }
 
 /// The bits of `word` that stand for chunks `first..=last`, of which the word holds at least one.

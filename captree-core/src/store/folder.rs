@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    version: u64,
     arrays: Vec<Listed>,
     table: Array<u64>,
     bytes: u64,
@@ -36,11 +35,6 @@ impl Folder {
         &self.path
     }
 
-    /// The format version it was written in: 1 to [`FORMAT_VERSION`](super::FORMAT_VERSION).
-    pub fn version(&self) -> u64 {
-        self.version
-    }
-
     /// Opens the folder at `path` and gives what its writer passed to [`finish`](super::FolderWriter::finish).
     ///
     /// Reads the manifest and looks at the files' sizes; takes milliseconds whatever these are.
@@ -49,7 +43,7 @@ impl Folder {
     /// [`Error::NotFound`] if there is no tree at `path`, [`Error::NewerVersion`], [`Error::Corrupt`] if the manifest
     /// is damaged or a file is missing or has another size, [`Error::Io`] if the system does not let us read.
     pub fn open<B: DeserializeOwned>(path: &Path) -> Result<(Self, B)> {
-        let manifest::Manifest { version, body, mut bytes, table_chunks } = manifest::read::<B>(path)?;
+        let manifest::Manifest { body, mut bytes, table_chunks } = manifest::read::<B>(path)?;
         let mut chunks = 0usize;
         let mut arrays = Vec::with_capacity(body.arrays.len());
         for entry in body.arrays {
@@ -69,7 +63,7 @@ impl Folder {
         bytes = bytes.saturating_add(table_bytes as u64);
         let checks = Checks::new(path.to_owned(), file, Array::from_vec(table_chunks), 0, table_bytes);
         let table = map_array::<u64>(layout, checks)?;
-        Ok((Folder { path: path.to_owned(), version, arrays, table, bytes }, body.tree))
+        Ok((Folder { path: path.to_owned(), arrays, table, bytes }, body.tree))
     }
 
     /// Maps the array `name` of this shape, in C order. Its header is compared; its data is checked as it is touched.

@@ -84,8 +84,7 @@ fn from_hex(text: &str) -> Option<u64> {
 /// # Errors
 /// [`Error::InvalidParameter`] if the body cannot be JSON or is too large.
 pub(super) fn to_text<B: Serialize>(body: &Body<&B>) -> Result<String> {
-    let invalid = |reason: String| Error::InvalidParameter(format!("{MANIFEST_FILE}: {reason}"));
-    let json = |e: serde_json::Error| invalid(e.to_string());
+    let json = |e: serde_json::Error| Error::parameter("body", "something that JSON can hold", e);
     let body = serde_json::to_string_pretty(body).map_err(json)?;
     let body = RawValue::from_string(body).map_err(json)?;
     let envelope = Envelope {
@@ -96,14 +95,15 @@ pub(super) fn to_text<B: Serialize>(body: &Body<&B>) -> Result<String> {
     };
     let text = serde_json::to_string_pretty(&envelope).map_err(json)? + "\n";
     match text.len() as u64 {
-        n if n > MAX_MANIFEST_BYTES => Err(invalid(format!("expected at most {MAX_MANIFEST_BYTES} bytes, got {n}"))),
+        n if n > MAX_MANIFEST_BYTES => {
+            Err(Error::parameter("body", format!("a manifest of at most {MAX_MANIFEST_BYTES} bytes"), n))
+        }
         _ => Ok(text),
     }
 }
 
 /// A manifest that was read.
 pub(super) struct Manifest<B> {
-    pub version: u64,
     pub body: Body<B>,
     /// Size of the manifest itself.
     pub bytes: u64,
@@ -129,13 +129,13 @@ pub(super) fn read<B: DeserializeOwned>(folder: &Path) -> Result<Manifest<B>> {
         return Err(foreign(folder));
     }
     let version = tag.version.map_or("none", RawValue::get);
-    let version = match version.parse() {
-        Ok(found @ 1..=FORMAT_VERSION) => found,
+    match version.parse() {
+        Ok(FORMAT_VERSION) => (),
         Ok(found) if found > FORMAT_VERSION => {
             return Err(Error::NewerVersion { path: folder.to_owned(), found, supported: FORMAT_VERSION });
         }
-        _ => return Err(corrupt(format!("expected version 1 to {FORMAT_VERSION}, found {version}"))),
-    };
+        _ => return Err(corrupt(format!("expected version {FORMAT_VERSION}, found {version}"))),
+    }
     let envelope: Envelope = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
     let found = to_hex(xxh3_64(envelope.body.get().as_bytes()));
     if envelope.checksum != found {
@@ -143,7 +143,7 @@ pub(super) fn read<B: DeserializeOwned>(folder: &Path) -> Result<Manifest<B>> {
     }
     let body: Body<B> = serde_json::from_str(envelope.body.get()).map_err(|e| corrupt(e.to_string()))?;
     let table_chunks = check(&body).map_err(corrupt)?;
-    Ok(Manifest { version, body, bytes: text.len() as u64, table_chunks })
+    Ok(Manifest { body, bytes: text.len() as u64, table_chunks })
 }
 
 fn foreign(folder: &Path) -> Error {

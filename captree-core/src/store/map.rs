@@ -1,5 +1,7 @@
 //! Read-only file mappings: the only `unsafe` of the store.
 
+#![allow(unsafe_code)]
+
 use std::fs::File;
 use std::io;
 

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `<name>.npy` | one array; NumPy format 1.0, C order, little-endian, data at a multiple of 64 bytes |
 //! | `checksums.npy` | `uint64`: XXH3-64 of each 64 KiB chunk of the array files, in the manifest's order |
-//! | `manifest.json` | `{"format": "captree", "version": 3, "checksum": ..., "body": ...}` |
+//! | `manifest.json` | `{"format": "captree", "version": 1, "checksum": ..., "body": ...}` |
 //!
 //! A file of `n` bytes has `ceil(n / 65536)` chunks; its header is part of the first one.
 //!
@@ -45,9 +45,8 @@ pub use folder::Folder;
 pub use scratch::ScratchWriter;
 pub use writer::{ArrayWriter, FolderWriter};
 
-/// Newest version of the folder format that this build reads, and the one it writes; it reads all before it. Versions 2 and 3
-/// changed the arrays of the sketches, not the folder.
-pub const FORMAT_VERSION: u64 = 4;
+/// The version of the folder format that this build writes, and the only one it reads.
+pub const FORMAT_VERSION: u64 = 1;
 
 /// Bytes covered by one checksum (the last chunk of a file may be shorter).
 pub const CHUNK_BYTES: usize = 64 * 1024;

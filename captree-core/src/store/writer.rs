@@ -52,10 +52,10 @@ impl FolderWriter {
     pub fn array<T: Element>(&mut self, name: &str, shape: &[usize]) -> Result<ArrayWriter<'_, T>> {
         self.check_finished()?;
         if !is_valid_name(name) || self.arrays.iter().any(|array| array.name == name) {
-            return Err(Error::InvalidParameter(format!("{name:?} is taken or is not a name for an array")));
+            return Err(Error::parameter("array", "a new name of a-z, 0-9 and _", format!("{name:?}")));
         }
         let layout = Layout::of::<T>(shape).ok_or_else(|| {
-            Error::InvalidParameter(format!("{name}: an array of shape {shape:?} is too large for this machine"))
+            Error::parameter("array", "a shape that fits in memory addresses", format!("{shape:?} for {name}"))
         })?;
         let mut out = ChunkedFile::create(self.temp.path(), &file_name(name), &self.target)?;
         out.write(&layout.header)?;
@@ -77,7 +77,7 @@ impl FolderWriter {
         self.check_finished()?;
         let folder = self.temp.path();
         let layout = Layout::of::<u64>(&[self.checksums.len()])
-            .ok_or_else(|| Error::InvalidParameter("too many checksums for this machine".into()))?;
+            .ok_or_else(|| Error::parameter("array", "a table that fits in memory addresses", "more checksums"))?;
         let mut table = ChunkedFile::create(folder, &file_name(TABLE_NAME), &self.target)?;
         table.write(&layout.header)?;
         table.write(bytemuck::cast_slice(&self.checksums))?;
@@ -94,7 +94,7 @@ impl FolderWriter {
 
     fn check_finished(&self) -> Result<()> {
         match &self.unfinished {
-            Some(name) => Err(Error::InvalidParameter(format!("array {name:?} was started and not finished"))),
+            Some(name) => Err(Error::parameter("array", "every array finished", format!("{name:?}, which is not"))),
             None => Ok(()),
         }
     }
@@ -141,7 +141,7 @@ impl<T: Element> ArrayWriter<'_, T> {
 
     fn miscounted(&self, came: &str) -> Error {
         let ArrayEntry { name, shape, .. } = &self.entry;
-        Error::InvalidParameter(format!("{name}: shape {shape:?} has {} elements, got {came}", self.expected))
+        Error::parameter("array", format!("{} elements for shape {shape:?} of {name}", self.expected), came)
     }
 }
 

@@ -1,24 +1,28 @@
 //! The tree: flat arrays of nodes, their centers, and the rows in tree order.
 
+mod meta;
 mod nodes;
+mod params;
 mod persist;
 mod stats;
 mod verify;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use meta::Meta;
 pub use nodes::NodeRecord;
+pub use params::Params;
+pub(crate) use persist::{Arrays, write};
 pub use stats::Stats;
 
-use crate::build::{Layout, Params, Rows, layout};
 use crate::caps::NodeAngle;
-use crate::control::{Call, Control};
+use crate::control::Control;
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
 use crate::memory::AlignedVec;
 use crate::sketch::Sketch;
 use crate::store::Array;
-use crate::vectors::{NormRange, Vectors, norm, row, with_elements};
+use crate::vectors::{NormRange, Vectors, row};
 
 /// Rows that are gathered into tree order at a time.
 const GATHER: usize = 4096;
@@ -50,52 +54,17 @@ pub(crate) struct Norms {
     pub centers: NormRange,
 }
 
-impl Tree {
-    /// Builds a tree in memory, or at `out`, where it is written to a temporary folder and renamed.
-    ///
-    /// Errors: [`Error::Interrupted`], [`Error::Io`], [`Error::InvalidParameter`].
-    pub fn build(rows: Rows, params: &Params, out: Option<&Path>, call: &Call) -> Result<Tree> {
-        call.run(|| {
-            // A path that cannot be written must fail now, not after the work.
-            let writer = out.map(crate::store::FolderWriter::create).transpose()?;
-            let Layout { nodes, centers, order } = layout(&rows, params, call)?;
-            let n = order.len();
-            let norms = Norms {
-                rows: rows.norms,
-                centers: centers.chunks_exact(rows.dim).fold(NormRange::EMPTY, |r, c| r.union(NormRange::of(norm(c)))),
-            };
-            let sketch = with_elements!(&rows.vectors, a => {
-                let at = |p: usize| row(a, order[p] as usize, rows.dim);
-                Sketch::build(&at, (n, rows.dim), params.seed, call)
-            })?;
-            call.phase("reorder", n as u64);
-            let mut positions = vec![0i64; n];
-            order.iter().enumerate().for_each(|(p, r)| positions[*r as usize] = p as i64);
-            let tree_rows: Vec<i64> = order.iter().map(|r| i64::from(*r)).collect();
-            let meta = persist::Meta::new(&rows, params, norms, nodes.len(), &sketch);
-            if let (Some(writer), Some(out)) = (writer, out) {
-                let arrays = persist::Arrays {
-                    rows: &tree_rows,
-                    positions: &positions,
-                    nodes: &nodes,
-                    centers: &centers,
-                    sketch: &sketch,
-                };
-                with_elements!(&rows.vectors, a => persist::write(writer, &meta, &arrays, n, call, |range| {
-                    gather(a, &order[range], rows.dim)
-                }))?;
-                return Tree::open(out);
-            }
-            let vectors = match &rows.vectors {
-                Vectors::F16(a) => Vectors::F16(gather_all(a, &order, rows.dim, call)?),
-                Vectors::F32(a) => Vectors::F32(gather_all(a, &order, rows.dim, call)?),
-            };
-            let centers = Array::from_vec(centers);
-            let (rows, positions) = (Array::from_vec(tree_rows), Array::from_vec(positions));
-            Tree::assemble(meta, vectors, rows, positions, Array::from_vec(nodes), centers, sketch, None, 0)
-        })
-    }
+/// What a tree is made of.
+pub(crate) struct Parts {
+    pub vectors: Vectors,
+    pub rows: Array<i64>,
+    pub positions: Array<i64>,
+    pub nodes: Array<NodeRecord>,
+    pub centers: Array<f32>,
+    pub sketch: Sketch,
+}
 
+impl Tree {
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -133,9 +102,7 @@ impl Tree {
 
     /// The rows below a node, in tree order. Errors: [`Error::RowOutOfRange`] for no such node.
     pub fn node_rows(&self, node: usize) -> Result<&[i64]> {
-        let record = self.nodes.get(node).ok_or_else(|| {
-            Error::RowOutOfRange(format!("expected a node between 0 and {}, got {node}", self.nodes.len() - 1))
-        })?;
+        let record = self.nodes.get(node).ok_or_else(|| Error::out_of_range("a node", self.nodes.len(), node))?;
         self.rows.slice(record.range())
     }
 
@@ -144,7 +111,7 @@ impl Tree {
         rows.iter()
             .map(|r| match usize::try_from(*r) {
                 Ok(i) if i < self.len() => Ok(self.positions.get(i)? as usize),
-                _ => Err(Error::RowOutOfRange(format!("expected rows between 0 and {}, got {r}", self.len() - 1))),
+                _ => Err(Error::out_of_range("rows", self.len(), r)),
             })
             .collect()
     }
@@ -155,7 +122,7 @@ impl Tree {
     pub fn take_f16(&self, rows: &[i64]) -> Result<Vec<half::f16>> {
         match &self.vectors {
             Vectors::F16(a) => self.take(a, rows),
-            Vectors::F32(_) => Err(Error::InvalidParameter("expected a tree that stores float16, got float32".into())),
+            Vectors::F32(_) => Err(Error::parameter("storage", "float16", "float32")),
         }
     }
 
@@ -165,7 +132,7 @@ impl Tree {
     pub fn take_f32(&self, rows: &[i64]) -> Result<Vec<f32>> {
         match &self.vectors {
             Vectors::F32(a) => self.take(a, rows),
-            Vectors::F16(_) => Err(Error::InvalidParameter("expected a tree that stores float32, got float16".into())),
+            Vectors::F16(_) => Err(Error::parameter("storage", "float32", "float16")),
         }
     }
 
@@ -173,21 +140,11 @@ impl Tree {
         gather(array, &self.positions_of(rows)?, self.dim)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn assemble(
-        meta: persist::Meta,
-        vectors: Vectors,
-        rows: Array<i64>,
-        positions: Array<i64>,
-        stored_nodes: Array<NodeRecord>,
-        centers: Array<f32>,
-        sketch: Sketch,
-        path: Option<PathBuf>,
-        bytes: u64,
-    ) -> Result<Tree> {
-        let norms = meta.norms;
-        let nodes = stored_nodes.slice(0..stored_nodes.len())?.to_vec();
-        if let Some(reason) = nodes::fault(&nodes, rows.len()) {
+    /// `stored`: where the parts lie on disk, if they do, and how many bytes.
+    pub(crate) fn assemble(meta: &Meta, parts: Parts, stored: Option<(PathBuf, u64)>) -> Result<Tree> {
+        let (norms, (path, bytes)) = (meta.norms, stored.map_or((None, 0), |(path, bytes)| (Some(path), bytes)));
+        let nodes = parts.nodes.slice(0..parts.nodes.len())?.to_vec();
+        if let Some(reason) = nodes::fault(&nodes, parts.rows.len()) {
             return Err(Error::Corrupt { path: path.unwrap_or_default(), reason });
         }
         let angles =
@@ -195,15 +152,15 @@ impl Tree {
         Ok(Tree {
             dim: meta.dim,
             params: meta.params(),
-            vectors,
-            rows,
-            positions,
+            vectors: parts.vectors,
+            rows: parts.rows,
+            positions: parts.positions,
             nodes,
-            stored_nodes,
-            centers,
+            stored_nodes: parts.nodes,
+            centers: parts.centers,
             angles,
             norms,
-            sketch,
+            sketch: parts.sketch,
             path,
             bytes,
         })
@@ -211,7 +168,11 @@ impl Tree {
 }
 
 /// The rows at some places, one after the other.
-fn gather<E: Element, I: Copy + TryInto<usize>>(array: &Array<E>, places: &[I], dim: usize) -> Result<Vec<E>> {
+pub(crate) fn gather<E: Element, I: Copy + TryInto<usize>>(
+    array: &Array<E>,
+    places: &[I],
+    dim: usize,
+) -> Result<Vec<E>> {
     let mut out = vec![E::zeroed(); places.len() * dim];
     gather_into(&mut out, array, places, dim)?;
     Ok(out)
@@ -230,7 +191,12 @@ fn gather_into<E: Element, I: Copy + TryInto<usize>>(
     Ok(())
 }
 
-fn gather_all<E: Element>(array: &Array<E>, order: &[u32], dim: usize, control: &Control) -> Result<Array<E>> {
+pub(crate) fn gather_all<E: Element>(
+    array: &Array<E>,
+    order: &[u32],
+    dim: usize,
+    control: &Control,
+) -> Result<Array<E>> {
     let mut out = AlignedVec::zeroed(order.len() * dim);
     for (out, part) in out.chunks_mut(GATHER * dim).zip(order.chunks(GATHER)) {
         control.check()?;

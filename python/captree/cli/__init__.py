@@ -7,6 +7,7 @@ turns that into a line on standard error and an exit status.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
@@ -50,13 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InternalError:
         raise
     except (CaptreeError, OSError, MemoryError) as error:
-        return _fail(_message(error), FAILED)
+        return _fail(_message(error, args), FAILED)
     return OK
 
 
-def _message(error: BaseException) -> str:
-    """One line: an error's own words; a bare operating system error without its number."""
-    if isinstance(error, OSError) and not isinstance(error, CaptreeError) and error.strerror:
+#: What an option would have done about an error, by the name of its argument in Python.
+_ADVICE = {"normalize": "--normalize scales rows"}
+
+
+def _message(error: BaseException, args: argparse.Namespace) -> str:
+    """One line: an error in this user's words; a bare operating system error without its number."""
+    if isinstance(error, CaptreeError) and (error.parameter or error.advice):
+        option = f"--{error.parameter}".replace("_", "-") if error.parameter in args else error.parameter
+        start = f"{option}: " if option else ""
+        end = f"; {_ADVICE[error.advice]}" if error.advice in _ADVICE else ""
+        text = f"{start}{error.problem}{end}"
+    elif isinstance(error, OSError) and not isinstance(error, CaptreeError) and error.strerror:
         place = error.filename2 if error.filename2 is not None else error.filename
         text = f"{place}: {error.strerror}" if place is not None else error.strerror
     elif isinstance(error, MemoryError) and not str(error):

@@ -57,7 +57,7 @@ pub(super) trait Lanes {
 #[inline(always)]
 pub(super) unsafe fn first<L: Lanes>(first: &First<'_>, queries: &[u32], open: &mut [u64], kept: &mut [[i32; TILE]]) {
     let mut i = 0;
-    // SAFETY: forwarded from the caller; `i` stays below the number of queries.
+    // SAFETY: `i` stays below the number of queries, which are as many as there are masks and sums.
     unsafe {
         while i + 4 <= queries.len() {
             first_block::<L, 4>(first, queries, i, open, kept);
@@ -112,7 +112,7 @@ unsafe fn first_block<L: Lanes, const Q: usize>(
 #[inline(always)]
 pub(super) unsafe fn group<L: Lanes>(second: &Second<'_>, queries: &[u32], out: &mut [Decision]) {
     let mut i = 0;
-    // SAFETY: forwarded from the caller; `i` stays below the number of queries.
+    // SAFETY: `i` stays below the number of queries, which are as many as there are decisions.
     unsafe {
         while i + 4 <= queries.len() {
             group_block::<L, 4>(second, queries, i, out);
@@ -140,7 +140,7 @@ pub(super) unsafe fn second<L: Lanes>(
 ) {
     let masks = rows.masks;
     quarters.clear(masks.len());
-    // SAFETY: forwarded from the caller; places stay below the number of queries, parts below four.
+    // SAFETY: places stay below the number of queries, parts below four.
     unsafe {
         for (four, masks) in masks.chunks(4).enumerate() {
             // With most parts wanted it costs less to do all.
@@ -180,7 +180,7 @@ pub(super) unsafe fn refine<L: Lanes>(
 ) {
     for (part, places) in quarters.parts() {
         for places in places.chunks(8) {
-            // SAFETY: forwarded from the caller; parts are below four.
+            // SAFETY: parts are below four, and places are those of queries with values.
             unsafe {
                 if places.len() > 4 {
                     refine_part::<L, 8>(second, queries, (part, places), values);
@@ -204,7 +204,7 @@ unsafe fn second_block<L: Lanes>(
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
 ) {
-    // SAFETY: forwarded from the caller.
+    // SAFETY: there are queries `at..at + 4`, so every place is below the number of queries; parts are below four.
     unsafe {
         let bounds = Bounds::of(second.terms);
         let places: [u32; 4] = std::array::from_fn(|q| (at + q) as u32);
@@ -240,7 +240,7 @@ unsafe fn second_part<L: Lanes, const Q: usize>(
     out: &mut [Decision],
     values: &mut [[f32; TILE]],
 ) {
-    // SAFETY: forwarded from the caller.
+    // SAFETY: places stay below the number of queries and `part` below four, so all reads are within one tile.
     unsafe {
         let codes = second.codes.as_ptr().add(part * ROWS * 4);
         let bounds = Bounds::of(second.terms);
@@ -273,7 +273,7 @@ unsafe fn refine_part<L: Lanes, const Q: usize>(
     (part, places): (usize, &[u32]),
     values: &mut [[f32; TILE]],
 ) {
-    // SAFETY: forwarded from the caller.
+    // SAFETY: places stay below the number of queries and `part` below four, so all reads are within one tile.
     unsafe {
         let codes = second.codes.as_ptr().add(part * ROWS * 4);
         let at: [u32; Q] = padded(places);
@@ -298,7 +298,7 @@ unsafe fn refine_part<L: Lanes, const Q: usize>(
 #[inline(always)]
 pub(super) unsafe fn wide_tile<L: Lanes>(tile: &WideTile<'_>, values: &mut [[f32; TILE]], out: &mut [Decision]) {
     let mut i = 0;
-    // SAFETY: forwarded from the caller; `i` stays below the number of queries.
+    // SAFETY: `i` stays below the number of queries, which are as many as there are decisions.
     unsafe {
         while i + 4 <= out.len() {
             wide_tile_block::<L, 4>(tile, i, values, out);
@@ -362,7 +362,7 @@ fn padded<const Q: usize>(places: &[u32]) -> [u32; Q] {
 /// `at` names queries that are there.
 #[inline(always)]
 unsafe fn terms_of<'a>(second: &Second<'a>, queries: &[u32], place: u32) -> &'a SecondTerms {
-    // SAFETY: forwarded from the caller.
+    // SAFETY: queries are numbers of codes, each of which has terms; `place` is below their number.
     unsafe { second.query_terms.get_unchecked(*queries.get_unchecked(place as usize) as usize) }
 }
 
@@ -370,7 +370,7 @@ unsafe fn terms_of<'a>(second: &Second<'a>, queries: &[u32], place: u32) -> &'a 
 /// There is a query `place`.
 #[inline(always)]
 unsafe fn first_sums(rows: &OpenRows<'_>, place: usize) -> *const i32 {
-    // SAFETY: forwarded from the caller; places were checked against the sums.
+    // SAFETY: places were checked against the sums.
     unsafe { rows.sums.get_unchecked(*rows.places.get_unchecked(place)).as_ptr() }
 }
 
@@ -378,7 +378,7 @@ unsafe fn first_sums(rows: &OpenRows<'_>, place: usize) -> *const i32 {
 /// As for [`terms_of`].
 #[inline(always)]
 unsafe fn refinement_of<'a>(second: &Second<'a>, queries: &[u32], place: u32) -> &'a RefinementTerms {
-    // SAFETY: forwarded from the caller.
+    // SAFETY: queries are numbers of codes, each of which has terms; `place` is below their number.
     unsafe { second.refinement_terms.get_unchecked(*queries.get_unchecked(place as usize) as usize) }
 }
 
@@ -388,7 +388,7 @@ unsafe fn refinement_of<'a>(second: &Second<'a>, queries: &[u32], place: u32) ->
 unsafe fn query_codes<const Q: usize>(codes: &[i8], bytes: usize, queries: &[u32], at: &[u32; Q]) -> [*const i8; Q] {
     let mut out = [codes.as_ptr(); Q];
     for c in 0..Q {
-        // SAFETY: forwarded from the caller.
+        // SAFETY: each query has `bytes` codes, and `at` stays below the number of queries.
         out[c] = unsafe { out[c].add(*queries.get_unchecked(at[c] as usize) as usize * bytes) };
     }
     out

@@ -1,6 +1,8 @@
 //! Integer dot products of a tile of codes with many queries, and the test that follows: one loop, one instantiation
 //! per instruction set, chosen once at run time.
 
+#![allow(unsafe_code)]
+
 mod generic;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;

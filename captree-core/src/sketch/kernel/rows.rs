@@ -21,7 +21,7 @@ pub(super) unsafe fn one_by_one(
     while left != 0 {
         let r = left.trailing_zeros() as usize;
         left &= left - 1;
-        // SAFETY: forwarded from the caller; both have the query's length.
+        // SAFETY: the processor has what `dot` needs, and both have the length of the query.
         let sum = unsafe { dot(&rows.codes[r * rows.stride..][..query.len()], query) };
         decision.add(r, test.decide(sum, &mut values[r], rows.residuals[r]));
     }

@@ -34,7 +34,7 @@ fn forged(change: impl FnOnce(&mut Value)) -> (tempfile::TempDir, PathBuf) {
         change(&mut manifest["body"]);
         let body = manifest["body"].to_string();
         let checksum = manifest::to_hex(xxhash_rust::xxh3::xxh3_64(body.as_bytes()));
-        *text = format!(r#"{{"format":"captree","version":2,"checksum":"{checksum}","body":{body}}}"#).into_bytes();
+        *text = format!(r#"{{"format":"captree","version":1,"checksum":"{checksum}","body":{body}}}"#).into_bytes();
     })
 }
 
@@ -233,12 +233,12 @@ fn foreign_manifests() {
 fn newer_and_impossible_versions() {
     let with = |text: &str| altered("manifest.json", |bytes| *bytes = text.as_bytes().to_vec());
     // Nothing but format and version is known of a newer manifest.
-    assert!(is_newer(&with(r#"{"version": 5, "format": "captree", "root": [{}]}"#).1, 5));
+    assert!(is_newer(&with(r#"{"version": 2, "format": "captree", "root": [{}]}"#).1, 2));
     assert!(is_newer(&with(r#"{"format":"captree","version":18446744073709551615}"#).1, u64::MAX));
     let (_place, path) = altered("manifest.json", |bytes| {
-        *bytes = String::from_utf8_lossy(bytes).replace("\"version\": 4", "\"version\": 5").into_bytes();
+        *bytes = String::from_utf8_lossy(bytes).replace("\"version\": 1", "\"version\": 2").into_bytes();
     });
-    assert!(is_newer(&path, 5));
+    assert!(is_newer(&path, 2));
     for version in ["0", "-1", "1.0", "1e9", "99999999999999999999", "\"1\"", "null", "{}"] {
         let (_place, path) = with(&format!(r#"{{"format":"captree","version":{version},"checksum":"","body":{{}}}}"#));
         assert_corrupt(&path, "version");
@@ -250,7 +250,7 @@ fn newer_and_impossible_versions() {
 #[test]
 fn deep_and_huge_manifests() {
     for nested in ["[".repeat(3_000_000), r#"{"body":"#.repeat(1_000_000)] {
-        let text = format!(r#"{{"format":"captree","version":2,"checksum":"","body":{nested}"#);
+        let text = format!(r#"{{"format":"captree","version":1,"checksum":"","body":{nested}"#);
         let (_place, path) = altered("manifest.json", |bytes| *bytes = text.into_bytes());
         assert_corrupt(&path, "manifest.json");
     }

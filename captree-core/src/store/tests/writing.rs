@@ -63,8 +63,8 @@ fn anything_else_is_refused_and_untouched() {
     fs::write(path.join("notes.txt"), "mine").unwrap();
     assert!(refused(&path).contains("notes.txt"));
     fs::remove_file(path.join("notes.txt")).unwrap();
-    fs::write(path.join("manifest.json"), r#"{"format": "captree", "version": 5}"#).unwrap();
-    assert!(refused(&path).contains("version 5"));
+    fs::write(path.join("manifest.json"), r#"{"format": "captree", "version": 2}"#).unwrap();
+    assert!(refused(&path).contains("version 2"));
     assert_eq!(entries(place.path()), ["photos.captree"]);
 }
 
@@ -116,7 +116,7 @@ fn links_are_followed_and_new_folders_are_ordinary() {
 #[test]
 fn elements_must_be_as_many_as_the_shape_says() {
     let invalid = |result: Result<()>, says: &str| match result {
-        Err(Error::InvalidParameter(reason)) => assert!(reason.contains(says), "{reason}"),
+        Err(e @ Error::InvalidParameter { .. }) => assert!(e.to_string().contains(says), "{e}"),
         other => panic!("{other:?}"),
     };
     let (place, path) = workplace();
@@ -137,10 +137,10 @@ fn names_and_shapes_that_cannot_be() {
     let mut folder = FolderWriter::create(&path).unwrap();
     write_one(&mut folder, "vectors", &[0], &[0f32; 0]).unwrap();
     for name in ["vectors", "checksums", "", "a/b", "..", "Vectors", "a.npy", "é"] {
-        assert!(matches!(folder.array::<f32>(name, &[0]), Err(Error::InvalidParameter(_))), "{name}");
+        assert!(matches!(folder.array::<f32>(name, &[0]), Err(Error::InvalidParameter { .. })), "{name}");
     }
     for shape in [vec![usize::MAX, 2], vec![usize::MAX / 4], vec![1; 40_000]] {
-        assert!(matches!(folder.array::<f32>("wide", &shape), Err(Error::InvalidParameter(_))));
+        assert!(matches!(folder.array::<f32>("wide", &shape), Err(Error::InvalidParameter { .. })));
     }
     folder.finish(&()).unwrap();
 }
@@ -157,7 +157,7 @@ fn scratch_files_have_no_name() {
     assert_eq!(array.len(), 300_000);
     assert!((0..300_000).all(|i| array.get(i).unwrap() == i as i64 / 1_000));
     array.verify(&Control::default()).unwrap();
-    assert!(matches!(array.get(300_000), Err(Error::RowOutOfRange(_))));
+    assert!(matches!(array.get(300_000), Err(Error::RowOutOfRange { .. })));
 
     let empty = ScratchWriter::<f32>::create(place.path()).unwrap().finish().unwrap();
     assert!(empty.is_empty() && empty.slice(0..0).unwrap().is_empty());

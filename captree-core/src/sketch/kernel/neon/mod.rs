@@ -68,7 +68,7 @@ impl<P: Products> Sums<P> {
     /// As for [`Products`].
     #[inline(always)]
     unsafe fn whole(self) -> [int32x4_t; 4] {
-        // SAFETY: forwarded from the caller.
+        // SAFETY: the processor has the instructions of `P`; only registers are touched.
         self.rows.map(|sum| unsafe { P::whole(sum, self.lack) })
     }
 }
@@ -100,7 +100,7 @@ impl<P: Products> Lanes for Neon<P> {
 
     #[inline(always)]
     unsafe fn add(sums: Self::Sums, rows: Self::Codes, query: Self::Four) -> Self::Sums {
-        // SAFETY: forwarded from the caller.
+        // SAFETY: the processor has the instructions of `P`; only registers are touched.
         unsafe {
             Sums {
                 rows: std::array::from_fn(|part| P::add(sums.rows[part], rows[part], query)),
