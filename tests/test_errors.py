@@ -11,8 +11,8 @@ import pytest
 from helpers import random_units
 
 import captree
-from captree import _params, _progress, errors
-from captree.errors import InvalidParameterError, InvalidTypeError
+from captree import _core, _params, _progress, errors
+from captree.errors import InvalidParameterError, InvalidTypeError, InvalidVectorsError, MemoryLimitError
 
 X = random_units(60, 5)
 
@@ -29,6 +29,34 @@ def test_hierarchy(error):
     again = pickle.loads(pickle.dumps(error("what came")))
     assert type(again) is error
     assert str(again) == "what came"
+
+
+def test_errors_carry_what_they_say():
+    error = InvalidParameterError("expected less, got more", parameter="fanout", advice="normalize")
+    for same in (error, pickle.loads(pickle.dumps(error))):
+        assert (same.problem, same.parameter, same.advice) == ("expected less, got more", "fanout", "normalize")
+        assert str(same) == "fanout: expected less, got more; normalize=True scales rows"
+
+
+def test_errors_of_the_core_carry_the_same():
+    with pytest.raises(InvalidVectorsError, match=r"got 60 bad rows of 60.*; normalize=True") as got:
+        captree.build(2 * X)
+    assert got.value.advice == "normalize"
+    with pytest.raises(MemoryLimitError, match=r"expected a memory limit of at least .*; with out=") as got:
+        captree.build(X, memory_limit=10)
+    assert got.value.advice == "out"
+    with pytest.raises(MemoryLimitError):
+        captree.build(X).sample((X[:1], [2.0]), 2**61)
+
+
+def test_limits_are_those_of_the_core():
+    limits = _core.limits()
+    with pytest.raises(InvalidParameterError, match=f"fanout: .* and {limits['fanout']}, got"):
+        captree.build(X, fanout=limits["fanout"] + 1)
+    with pytest.raises(InvalidParameterError, match=f"threads: .* and {limits['threads']}, got"):
+        captree.build(X, threads=limits["threads"] + 1)
+    assert captree.build(X).stats()["leaf_size"] == limits["leaf_size"] == 512
+    assert limits["tolerances"]["bfloat16"] == 2**-6
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ class Tree:
     def save(self, path: str, progress: _Progress | None = None) -> None: ...
 
 def limits() -> dict[str, Any]: ...
+
 @final
 class Builder:
     def __new__(

@@ -102,7 +102,9 @@ def size_in_bytes(name: str, value: Any) -> int:
     match = _SIZE.fullmatch(value)
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
-        raise InvalidParameterError(f'expected bytes as an integer or a size such as "8GiB", got {value!r}', parameter=name)
+        raise InvalidParameterError(
+            f'expected bytes as an integer or a size such as "8GiB", got {value!r}', parameter=name
+        )
     return integer(name, math.floor(float(match[1]) * unit), 1)
 
 

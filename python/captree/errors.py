@@ -3,7 +3,6 @@
 Each class also derives from the built-in exception that fits, so ``except ValueError`` works too.
 """
 
-
 #: What an argument would have done about an error, by its name.
 _ADVICE = {
     "normalize": "normalize=True scales rows",

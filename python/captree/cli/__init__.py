@@ -62,7 +62,7 @@ _ADVICE = {"normalize": "--normalize scales rows"}
 def _message(error: BaseException, args: argparse.Namespace) -> str:
     """One line: an error in this user's words; a bare operating system error without its number."""
     if isinstance(error, CaptreeError) and (error.parameter or error.advice):
-        option = f"--{error.parameter}".replace("_", "-") if error.parameter in args else error.parameter
+        option = f"--{error.parameter}".replace("_", "-") if error.parameter in vars(args) else error.parameter
         start = f"{option}: " if option else ""
         end = f"; {_ADVICE[error.advice]}" if error.advice in _ADVICE else ""
         text = f"{start}{error.problem}{end}"
