@@ -123,7 +123,8 @@ const SLACK: f64 = 1e-14;
 impl NodeAngle {
     /// `threshold` = 1 - max_cos_distance, so that every row has a real dot product of at least that with the center.
     pub fn new(threshold: f64, center: NormRange, rows: NormRange) -> Self {
-        // <c, x> = |c| |x| cos: dividing by the norms that make the quotient smallest gives a lower bound on the cosine.
+        // <c, x> = |c| |x| cos: dividing by the norms that make the quotient smallest gives a lower bound on the
+        // cosine.
         let scale = if threshold >= 0.0 { center.high * rows.high } else { center.low * rows.low };
         let cos = (threshold / scale - SLACK).clamp(-1.0, 1.0);
         NodeAngle { cos, sin: ((1.0 - cos) * (1.0 + cos)).sqrt() }

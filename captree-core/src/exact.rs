@@ -136,7 +136,8 @@ mod tests {
     proptest! {
         #[test]
         fn decisions_agree_with_integers(
-            a in prop::collection::vec(coordinate(), 1..12), b in prop::collection::vec(coordinate(), 12),
+            a in prop::collection::vec(coordinate(), 1..12),
+            b in prop::collection::vec(coordinate(), 12),
             ulps in -2i64..3,
         ) {
             let b = &b[..a.len()];
@@ -158,7 +159,8 @@ mod tests {
         #[test]
         fn ties_round_to_even(
             // Products are multiples of 2^-54, half the spacing of float64 below 1: every other distance is a tie.
-            a in prop::collection::vec(-(1i32 << 23)..1 << 23, 1..12), b in prop::collection::vec(-(1i32 << 23)..1 << 23, 12),
+            a in prop::collection::vec(-(1i32 << 23)..1 << 23, 1..12),
+            b in prop::collection::vec(-(1i32 << 23)..1 << 23, 12),
         ) {
             let part = |v: &[i32]| v.iter().map(|k| *k as f32 / 2f32.powi(27)).collect::<Vec<_>>();
             let (x, y) = (part(&a), part(&b[..a.len()]));

@@ -76,7 +76,8 @@ proptest! {
         let (one, two) = (Call::new(Some(1)).unwrap(), Call::new(Some(2)).unwrap());
         let tree = build(&rows, dim, storage, Params::new(fanout, Some(leaf_size), 5).unwrap(), &two);
         tree.verify(&two).unwrap();
-        prop_assert!(tree.nodes() == build(&rows, dim, storage, Params::new(fanout, Some(leaf_size), 5).unwrap(), &one).nodes());
+        let params = Params::new(fanout, Some(leaf_size), 5).unwrap();
+        prop_assert!(tree.nodes() == build(&rows, dim, storage, params, &one).nodes());
         let stored = stored(&tree);
         // Centers are rows as they came in; bounds are the distance of some row, or one ulp to either side.
         let (mut centers, mut bounds) = (Vec::new(), Vec::new());
@@ -96,7 +97,7 @@ proptest! {
         let options = SearchOptions { sort: true, limit: None };
         let found = tree.search(&caps, options, &two).unwrap();
         let expected = RangeResult {
-            offsets: counts.iter().scan(0, |sum, c| { *sum += c; Some(*sum) }).fold(vec![0], |mut o, s| { o.push(s); o }),
+            offsets: (0..=counts.len()).map(|i| counts[..i].iter().sum()).collect(),
             rows: want.iter().flatten().map(|f| f.1).collect(),
             distances: want.iter().flatten().map(|f| f.0).collect(),
         };
@@ -161,8 +162,8 @@ fn draws_are_uniform_whichever_way_they_are_made() {
 
 #[test]
 fn many_draws_of_many_caps_are_uniform_around_their_centers() {
-    // Rows evenly around a circle: offsets from the center's row are uniform, whatever the center. About one cap in a hundred
-    // rows: some find their rows by a few tries, some by more, which the pilot set allows, and some by rank.
+    // Rows evenly around a circle: offsets from the center's row are uniform, whatever the center. About one cap in a
+    // hundred rows: some find their rows by a few tries, some by more, which the pilot set allows, and some by rank.
     let (n, reach, k) = (40_000i64, 200i64, 8);
     let angle = |i: f64| std::f64::consts::TAU * i / n as f64;
     let rows: Vec<f32> = (0..n).flat_map(|i| [angle(i as f64).cos() as f32, angle(i as f64).sin() as f32]).collect();

@@ -231,7 +231,8 @@ trait Target: Copy + Send + Sync {
 impl Target for f16 {
     #[inline]
     fn from_f64(x: f64) -> Self {
-        // By way of float32 rounded to odd, so that the second rounding still sees on which side of a midpoint `x` lies.
+        // By way of float32 rounded to odd, so that the second rounding still sees on which side of a midpoint `x`
+        // lies.
         let nearest = x as f32;
         let single = match f64::from(nearest) == x {
             true => nearest,

@@ -173,7 +173,8 @@ mod tests {
                     prop_assert!((f64::from(*got) - want).abs() <= f32_error(d), "{} {got} {want}", kernels.name());
                 }
                 // Runs of 6 to 30 pairs that share a center, so that each way to take some of them together comes up.
-                let pairs: Vec<(usize, usize)> = (0..5).flat_map(|c| (0..6 * (c + 1)).map(move |i| (c, i % 6))).collect();
+                let run = |c: usize| (0..6 * (c + 1)).map(move |i| (c, i % 6));
+                let pairs: Vec<(usize, usize)> = (0..5).flat_map(run).collect();
                 let of_pairs: Vec<&[f32]> = pairs.iter().map(|(_, r)| rows32[*r]).collect();
                 let to_centers: Vec<&[f32]> = pairs.iter().map(|(c, _)| refs[*c]).collect();
                 let mut dots = vec![0.0; pairs.len()];

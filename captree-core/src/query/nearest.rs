@@ -122,7 +122,8 @@ impl Tree {
         let best: Vec<Vec<Entry>> = call
             .run(|| {
                 with_elements!(&self.vectors, array => {
-                    let search = Search { tree: self, array, centers: self.centers()?, control: call, error, k: k_found };
+                    let centers = self.centers()?;
+                    let search = Search { tree: self, array, centers, control: call, error, k: k_found };
                     all.par_chunks(block).map(|q| search.block(&caps, q)).collect::<Result<Vec<_>>>()
                 })
             })?

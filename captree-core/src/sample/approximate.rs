@@ -23,9 +23,9 @@ impl Tree {
     ///
     /// The root's children inside the cap count whole; those that cross it are estimated from `density_samples` rows of
     /// each, drawn once for the batch. A child is drawn in proportion to its estimate, then one of its rows: any row of
-    /// a child inside, one of the sample's hits in a child that crosses. Where the estimates add up to zero and something
-    /// crosses, the cap is sampled exactly. The draws are biased: in crossing children only rows of the shared sample
-    /// can come, and a child whose sample misses the cap never does. Errors: as [`Tree::sample`].
+    /// a child inside, one of the sample's hits in a child that crosses. Where the estimates add up to zero and
+    /// something crosses, the cap is sampled exactly. The draws are biased: in crossing children only rows of the
+    /// shared sample can come, and a child whose sample misses the cap never does. Errors: as [`Tree::sample`].
     pub fn sample_approximate(
         &self,
         caps: &Caps<'_>,

@@ -1,12 +1,13 @@
-//! Exact draws: draw `j` of a cap is the row inside that comes first in the seeded order `j` of all rows ([`super::order`]).
+//! Exact draws: draw `j` of a cap is the row inside that comes first in the seeded order `j` of all rows
+//! ([`super::order`]).
 //!
 //! Two ways find that row, and find the same one:
 //!
 //! 1. tries: the rows in their order, one after the other, until one lies inside;
 //! 2. the list of all rows inside, which the scan makes, and among them the one with the first place.
 //!
-//! Which way a cap goes is a matter of speed alone. Every cap begins with a few tries. A fixed pilot set of tiles then tells
-//! how many rows the caps that are left may hold, and which of them go on with tries.
+//! Which way a cap goes is a matter of speed alone. Every cap begins with a few tries. A fixed pilot set of tiles then
+//! tells how many rows the caps that are left may hold, and which of them go on with tries.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -155,8 +156,8 @@ impl<E: Element> Sampler<'_, E> {
         Order::new(self.grid, self.keys[draws.cap], draw.number as u64)
     }
 
-    /// Tests rows in their orders: `least` of them, then as many as cost less than a list would, `before` having been tested
-    /// elsewhere.
+    /// Tests rows in their orders: `least` of them, then as many as cost less than a list would, `before` having been
+    /// tested elsewhere.
     ///
     /// Some draws at a time take turns, each with as many rows as the others: together they hide the latency of memory.
     fn tries(&self, draws: &mut Draws<'_>, least: usize, before: Tested) -> Result<()> {

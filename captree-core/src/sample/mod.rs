@@ -22,8 +22,8 @@ pub struct SampleOptions {
     pub replace: bool,
     /// Same seed, same rows.
     pub seed: u64,
-    /// Rows that an exact draw of a cap may test in each of two rounds before the rows inside are listed; as many as pay if
-    /// `None`. It decides the time, never the answer.
+    /// Rows that an exact draw of a cap may test in each of two rounds before the rows inside are listed; as many as
+    /// pay if `None`. It decides the time, never the answer.
     pub tries: Option<usize>,
 }
 

@@ -1,17 +1,17 @@
 //! The seeded order of all rows that defines every exact draw: draw `j` of a cap is the row inside that comes first.
 //!
 //! The order is a bijection of the row numbers `0..n` that runs both ways: [`Order::at`] gives the row at a place,
-//! [`Order::place`] the place of a row. Rows are cells of a grid of `high * 2^low_bits` cells, hardly more than `n`; a Feistel
-//! network of [`ROUNDS`] keyed rounds permutes the cells, and cells that are no rows are walked over (Black and Rogaway,
-//! *Ciphers with arbitrary finite domains*, 2002). All arithmetic is on 32-bit words, so that a GPU repeats it cheaply.
-//! docs/sampling.md defines every step; `captree.testing` repeats them.
+//! [`Order::place`] the place of a row. Rows are cells of a grid of `high * 2^low_bits` cells, hardly more than `n`; a
+//! Feistel network of [`ROUNDS`] keyed rounds permutes the cells, and cells that are no rows are walked over (Black and
+//! Rogaway, *Ciphers with arbitrary finite domains*, 2002). All arithmetic is on 32-bit words, so that a GPU repeats it
+//! cheaply. docs/sampling.md defines every step; `captree.testing` repeats them.
 
 mod kernel;
 
 pub(super) use kernel::WIDTH;
 
-/// Rounds of the network, each with 64 bits of key. Six let the order of 257 rows be told from chance, eight no order that was
-/// tried, over 10^7 keys and more.
+/// Rounds of the network, each with 64 bits of key. Six let the order of 257 rows be told from chance, eight no order
+/// that was tried, over 10^7 keys and more.
 const ROUNDS: usize = 8;
 
 /// Least number of cells: in smaller grids few rounds mix badly. Fewer rows only take a longer walk.
@@ -27,7 +27,8 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// What a round makes of half a cell, with the two words of its key. (The multipliers are those of MurmurHash3's finalizer.)
+/// What a round makes of half a cell, with the two words of its key. (The multipliers are those of MurmurHash3's
+/// finalizer.)
 #[inline(always)]
 fn hash(x: u32, key: [u32; 2]) -> u32 {
     let x = (x ^ key[0]).wrapping_mul(0x85EB_CA6B);
@@ -166,7 +167,8 @@ mod tests {
         (statistic - freedom) / (2.0 * freedom).sqrt()
     }
 
-    /// No chance result over the fixed keys of all tests here, as a chi-square with one degree of freedom would give it.
+    /// No chance result over the fixed keys of all tests here, as a chi-square with one degree of freedom would give
+    /// it.
     const MOST: f64 = 9.0;
 
     proptest! {
@@ -181,7 +183,8 @@ mod tests {
 
         #[test]
         fn kernels_agree_with_one_row_at_a_time(
-            rows in 1u32..3000, i in any::<u64>(), some in prop::collection::vec(any::<u32>(), 1..100), start in any::<u32>(),
+            rows in 1u32..3000, i in any::<u64>(), some in prop::collection::vec(any::<u32>(), 1..100),
+            start in any::<u32>(),
         ) {
             let order = Order::new(Grid::new(rows), key(i), 0);
             let some: Vec<u32> = some.into_iter().map(|row| row % rows).collect();
@@ -189,7 +192,8 @@ mod tests {
             for kernel in kernel::available() {
                 prop_assert_eq!((kernel.first)(&order, &some), first);
                 let start = start % rows;
-                let want: [u32; WIDTH] = std::array::from_fn(|i| order.at(((start as u64 + i as u64) % u64::from(rows)) as u32));
+                let place = |i: usize| ((start as u64 + i as u64) % u64::from(rows)) as u32;
+                let want: [u32; WIDTH] = std::array::from_fn(|i| order.at(place(i)));
                 prop_assert_eq!((kernel.some)(&order, start), want);
             }
             let leading = order.leading(&some, 5);

@@ -25,8 +25,8 @@ pub(super) struct Met {
 }
 
 impl Met {
-    /// About as many of its rows as can be counted on: neighbors lie inside together, so the rows of few tiles say little about
-    /// others. All of them less two standard deviations of the number of tiles, but at least one of each.
+    /// About as many of its rows as can be counted on: neighbors lie inside together, so the rows of few tiles say
+    /// little about others. All of them less two standard deviations of the number of tiles, but at least one of each.
     pub fn surely(&self) -> usize {
         let less = self.tiles.saturating_sub(2 * self.tiles.isqrt());
         self.tiles.max(self.rows * less / self.tiles.max(1))

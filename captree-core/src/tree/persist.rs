@@ -131,7 +131,8 @@ impl Tree {
 
     /// Writes the tree to `path`: to a temporary folder that is renamed when complete.
     ///
-    /// Errors: [`Error::Io`], [`Error::InvalidParameter`] if something that is no tree lies there, and what reading gives.
+    /// Errors: [`Error::Io`], [`Error::InvalidParameter`] if something that is no tree lies there, and what reading
+    /// gives.
     pub fn save(&self, path: &Path, call: &Call) -> Result<()> {
         let n = self.len();
         let meta = Meta::new((n, self.dim), self.storage(), &self.params, self.norms, self.nodes.len(), &self.sketch);

@@ -16,8 +16,8 @@ use crate::vectors::{norm, row, rows, with_elements};
 impl Tree {
     /// Checks every checksum and invariant: the links between nodes, that rows and positions are permutations of each
     /// other, that every stored row and every center has the norm the bounds rely on, that no leaf is larger than
-    /// `leaf_size`, that every row lies in the cap of every node above it, in exact arithmetic, and that codes and terms of
-    /// the sketches keep what their bounds promise.
+    /// `leaf_size`, that every row lies in the cap of every node above it, in exact arithmetic, and that codes and
+    /// terms of the sketches keep what their bounds promise.
     ///
     /// Errors: [`Error::Corrupt`] with the first violation; [`Error::Interrupted`].
     pub fn verify(&self, call: &Call) -> Result<()> {

@@ -1,5 +1,5 @@
-//! The loops of an order over many rows, compiled for each instruction set. They are plain Rust that the compiler turns into
-//! vector instructions; whichever runs, the answer is the same.
+//! The loops of an order over many rows, compiled for each instruction set. They are plain Rust that the compiler turns
+//! into vector instructions; whichever runs, the answer is the same.
 
 #![allow(unsafe_code)]
 

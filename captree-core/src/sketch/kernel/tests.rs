@@ -38,8 +38,12 @@ proptest! {
 
     #[test]
     fn kernels_fold_alike(
-        codes in prop::collection::vec(any::<u8>(), TILE * 12), folded in prop::collection::vec(any::<[i16; 2]>(), TILE),
-        queries in prop::collection::vec((prop::collection::vec(-127i8..=127, 12), any::<[i16; 2]>(), 0usize..TILE), 1..10),
+        codes in prop::collection::vec(any::<u8>(), TILE * 12),
+        folded in prop::collection::vec(any::<[i16; 2]>(), TILE),
+        queries in prop::collection::vec(
+            (prop::collection::vec(-127i8..=127, 12), any::<[i16; 2]>(), 0usize..TILE),
+            1..10,
+        ),
     ) {
         let alone = |r: usize, query: &[i8]| {
             let products = (0..12).map(|k| i32::from(codes[(k / 4 * TILE + r) * 4 + k % 4]) * i32::from(query[k]));

@@ -55,7 +55,8 @@ fn assert_corrupt(path: &Path, names: &str) {
 }
 
 fn is_newer(path: &Path, version: u64) -> bool {
-    matches!(Contents::read(path), Err(Error::NewerVersion { found, supported: FORMAT_VERSION, .. }) if found == version)
+    let read = Contents::read(path);
+    matches!(read, Err(Error::NewerVersion { found, supported: FORMAT_VERSION, .. }) if found == version)
 }
 
 const NPY_FILES: [&str; 5] = ["checksums.npy", "codes.npy", "empty.npy", "nodes.npy", "vectors.npy"];
