@@ -108,7 +108,7 @@ impl Basis {
             dim,
             widths,
             mean_square: norm(&mean).powi(2),
-            offsets: columns.par_chunks_exact(dim).map(|c| dot(c, &mean)).collect(),
+            offsets: columns.chunks_exact(dim).map(|c| dot(c, &mean)).collect(),
             projection_error: projection_error.max(error),
             skew,
             mean,
