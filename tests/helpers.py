@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from captree import _inputs
+from captree._rows import Reading
 
 
 def unit(rows, dtype=np.float32):
@@ -28,9 +29,9 @@ def by_row(result):
     return [sorted(zip(rows.tolist(), far.tolist(), strict=True)) for rows, far in result]
 
 
-def read(vectors, column=None):
+def read(vectors, column=None, **how):
     """All rows of a source as one float32 array, and the set of dtypes seen."""
-    parts = list(_inputs.slices(vectors, column))
+    parts = list(_inputs.slices(vectors, Reading(column, **how)))
     for part in parts:
         assert part.array.flags.c_contiguous
         assert part.array.dtype.isnative

@@ -14,7 +14,7 @@ import pytest
 from cli_support import D, N, Run, call_json, make_files, runner, vectors
 
 import captree
-from captree.cli._parser import make_parser
+from captree.cli._verbs import make_parser
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import captree
-from captree import data, demo
+from captree import data
+from captree.cli import _story as demo
 from captree.cli import main
 from captree.errors import InvalidParameterError, MissingDependencyError
 

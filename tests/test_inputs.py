@@ -6,11 +6,12 @@ import array
 
 import numpy as np
 import pytest
-from helpers import all_rows, assert_reads, random_units, read
+from helpers import all_rows, assert_reads, random_units, read, unit
 
 import captree
-from captree import _inputs
+from captree import _inputs, _rows
 from captree.errors import (
+    InvalidParameterError,
     InvalidTypeError,
     InvalidVectorsError,
 )
@@ -58,10 +59,10 @@ def test_element_types(dtype, order):
 
 
 def test_slices_are_bounded(monkeypatch):
-    monkeypatch.setattr(_inputs, "SLICE_ROWS", 7)
+    monkeypatch.setattr(_rows, "SLICE_ROWS", 7)
     sizes = [len(part.array) for part in _inputs.slices(np.asfortranarray(X))]
     assert sizes == [7] * 7 + [1]
-    monkeypatch.setattr(_inputs, "SLICE_BYTES", 2 * 6 * 4)
+    monkeypatch.setattr(_rows, "SLICE_BYTES", 2 * 6 * 4)
     assert {len(part.array) for part in _inputs.slices(X)} == {2}
     same(X)
 
@@ -254,7 +255,8 @@ def test_ml_dtypes_bfloat16():
         (iter([]), "at least one row"),
         (iter([X[:0], X[:0]]), "at least one row"),
         (iter([X, X[:, :5]]), "expected dim 6 .*got 5 in batch 1"),
-        (iter([X, X[0]]), r"batch 1: .*\(6,\)"),
+        (iter([X, X[None]]), r"batch 1: .*\(1, 50, 6\)"),
+        (iter([X, X[0, :3]]), "expected dim 6 .*got 3 in rows 1 to 1"),
         ([[1.0, 0.0], [1.0]], "ragged"),
         ([X[0], X[0, :3]], "one shape"),
         (np.ma.masked_array(X, X > 0), "masked"),
@@ -361,3 +363,73 @@ def test_normalize_long_and_short_rows():
     rows = X.astype(np.float64) * 10.0 ** np.linspace(-30, 30, 50)[:, None]
     tree = captree.build(rows, normalize=True, storage="float32")
     np.testing.assert_allclose(all_rows(tree), X, atol=1e-6)
+
+
+# --- vectors as other libraries hand them out -----------------------------------------------------------------------
+
+
+def test_generators_of_single_vectors():
+    same(iter(X))
+    same((row.tolist() for row in X), dtype="float64")
+    same(iter(BF), dtype="bfloat16", expected=BF.astype(np.float32))
+    same(iter([X[0], X[1:5], X[5], X[6], X[7:]]))
+    many = np.tile(X, (60, 1))
+    same((row for row in many), expected=many)
+    with pytest.raises(InvalidVectorsError, match="rows 0 to 1: expected a list of arrays of one shape"):
+        read(iter([X[0], X[1, :3]]))
+
+
+def test_records():
+    same([{"id": i, "emb": row} for i, row in enumerate(X)])
+    same(({"a": row, "b": -row} for row in X), "a")
+    same([{"emb": X[:20]}, {"emb": X[20:]}])
+    for records, column, message in (
+        ([{"a": X[0], "b": X[0]}], None, "several columns of vectors in record 0: name one of a, b"),
+        ([{"a": 1}], None, "no column of vectors in record 0"),
+        ([{"a": X[0]}], "b", "no column named 'b' in record 0; it has a"),
+    ):
+        with pytest.raises(InvalidParameterError, match=message):
+            read(records, column)
+
+
+def test_object_arrays_and_pandas():
+    pd = pytest.importorskip("pandas")
+    objects = np.empty(len(X), object)
+    objects[:] = list(X)
+    same(objects)
+    frame = pd.DataFrame({"name": [str(i) for i in range(len(X))], "emb": list(X)})
+    same(frame["emb"])
+    same(frame["emb"].to_numpy())
+    same(frame, "emb")
+    same(frame[["emb"]])
+    same(pd.Series([row.tolist() for row in X]), dtype="float64")
+    with pytest.raises(InvalidTypeError, match="expected an object array of vectors, got str"):
+        read(frame["name"].astype(object).to_numpy())
+    with pytest.raises(InvalidVectorsError, match="1 that are None, first at 3"):
+        read([*X[:3], None, X[4]])
+
+
+def test_datasets_of_hugging_face():
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"id": list(range(len(X))), "emb": X.tolist()})
+    for source, column in ((data["emb"], None), (data, "emb"), (data, None), (data.to_iterable_dataset(), "emb")):
+        rows, _ = read(source, column)
+        np.testing.assert_array_equal(rows, X)
+    rows, _ = read(data.with_format("numpy"), "emb")
+    np.testing.assert_array_equal(rows, X)
+    with pytest.raises(InvalidParameterError, match="no column named 'nope'"):
+        read(data, "nope")
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_bytes_are_taken_when_they_are_scaled(kind):
+    pa = pytest.importorskip("pyarrow")
+    rows = np.random.default_rng(0).integers(1, 127, (30, 6)).astype(kind)
+    expected = unit(rows.astype(np.float64))
+    lists = pa.table({"id": np.arange(30), "emb": pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 6)})
+    for source in (rows, iter(rows), lists, lists["emb"]):
+        tree = captree.build(source, storage="float32", normalize=True)
+        np.testing.assert_array_equal(all_rows(tree), expected)
+    for source in (rows, lists):
+        with pytest.raises(InvalidTypeError, match=rf"got .*{kind}.*; normalize=True"):
+            captree.build(source)

@@ -49,7 +49,7 @@ mod vectors;
 
 #[doc(hidden)]
 pub use ablation::{StepSet, Tally};
-pub use build::{Batch, Ingest, Rows};
+pub use build::{Batch, Ingest, Invalid, Rows};
 pub use caps::Caps;
 pub use control::{Call, Control};
 pub use distance::Kernels;

@@ -40,7 +40,7 @@ def balancing_weights(
         progress: True for a bar on a terminal (plain lines elsewhere), or a callable ``(phase, done, total)``.
 
     Returns:
-        float64 (n,), in (0, 1]; for ``PairStream(weights=)``.
+        float64 (n,), in (0, 1], and 0 for rows that were skipped; for ``PairStream(weights=)``.
 
     Raises:
         InvalidParameterError: a parameter outside its domain.
@@ -49,13 +49,14 @@ def balancing_weights(
     exponent = _params.fraction("exponent", exponent, 0.0, 100.0)
     batch_size = _params.integer("batch_size", batch_size, 1, 1 << 24)
     threads = _params.threads(threads)
-    n = len(tree)
-    counts = np.empty(n, np.int64)
+    kept = np.setdiff1d(np.arange(len(tree)), tree.skipped)
+    weights = np.zeros(len(tree))
     with reporting(progress) as callback:
-        step = stepping(callback, "counting", n)
-        for start in range(0, n, batch_size):
-            rows = np.arange(start, min(start + batch_size, n))
+        step = stepping(callback, "counting", kept.size)
+        for start in range(0, kept.size, batch_size):
+            rows = kept[start : start + batch_size]
             centers = unit(tree.take(rows)).astype(np.float32)
-            counts[rows] = tree.count(Caps._wrap(centers, np.full(rows.size, bound)), threads=threads)
+            counts = tree.count(Caps._wrap(centers, np.full(rows.size, bound)), threads=threads)
+            weights[rows] = np.maximum(counts, 1).astype(np.float64) ** -exponent
             step(start + rows.size)
-    return np.asarray(np.maximum(counts, 1).astype(np.float64) ** -exponent)
+    return weights

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from captree import _inputs, _params
+from captree import _arrays, _params
 from captree._arrow import require_pyarrow
 from captree.errors import InvalidCapsError, InvalidTypeError, InvalidVectorsError, RowIndexError
 
@@ -70,7 +70,7 @@ class Caps:
             raise InvalidCapsError(f"expected columns center and max_cos_distance, got {', '.join(table.schema.names)}")
         bounds = table.column("max_cos_distance")
         if bounds.null_count:
-            raise InvalidCapsError(f"max_cos_distance: expected no nulls, got {bounds.null_count}")
+            raise InvalidCapsError(f"expected no nulls, got {bounds.null_count}", parameter="max_cos_distance")
         return Caps(table.column("center"), bounds.to_numpy())
 
     @staticmethod
@@ -182,7 +182,7 @@ def as_caps(caps: Any, dim: int) -> Caps:
 
 def unit_rows(value: Any, what: str) -> NDArray[np.float32]:
     """(q, d) unit vectors, or one (d,), as C-contiguous float32; `what` names them in errors."""
-    rows = _inputs.matrix(value, what)
+    rows = _arrays.matrix(value, what)
     array = rows.float32()
     if array.size == 0:
         if len(array):
@@ -233,7 +233,7 @@ def _is_single(centers: Any) -> bool:
 def _numbers(value: Any, name: str, low: float, high: float) -> NDArray[np.float64]:
     """(q,) or 0-d float64 numbers within [low, high]."""
     try:
-        array = _inputs.on_host(value)
+        array = _arrays.on_host(value)
     except (TypeError, ValueError) as error:
         raise InvalidTypeError(f"{name}: expected numbers, got {type(value).__name__} ({error})") from error
     if array.size and (array.dtype.kind not in "fiu" or array.dtype.itemsize > 8):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from captree import _inputs, _params
+from captree import _arrays, _params
 from captree._caps import unit_rows
 from captree.errors import InvalidCapsError, InvalidParameterError, InvalidTypeError
 
@@ -111,10 +111,14 @@ class UniformInCap:
         n = len(bounds)
         choice, angles, directions = rng.spawn(3)
         if self._cumulated is None:
-            rows = choice.integers(0, len(tree), size=n, dtype=np.int64)
+            rows = random_rows(tree, choice, n)
         else:
             if self._cumulated.size != len(tree):
-                raise InvalidParameterError(f"weights: expected {len(tree)}, one per row, got {self._cumulated.size}")
+                raise InvalidParameterError(
+                    f"expected {len(tree)}, one per row, got {self._cumulated.size}", parameter="weights"
+                )
+            if self.weights is not None and self.weights[tree.skipped].any():
+                raise InvalidParameterError("expected 0 for rows that were skipped", parameter="weights")
             place = np.searchsorted(self._cumulated, choice.random(n) * self._cumulated[-1], side="right")
             rows = np.minimum(place, len(tree) - 1).astype(np.int64)
         sources = np.stack([rows, np.full(n, -1)], axis=1)
@@ -145,7 +149,7 @@ class GivenCenters:
     def __post_init__(self) -> None:
         centers = unit_rows(self.centers, "centers")
         if not len(centers):
-            raise InvalidCapsError("centers: expected at least one, got none")
+            raise InvalidCapsError("expected at least one, got none", parameter="centers")
         object.__setattr__(self, "centers", centers)
 
     def __call__(self, rng: np.random.Generator, tree: Tree, n: int) -> NDArray[np.float32]:
@@ -174,13 +178,17 @@ class Shifted:
 
     def __post_init__(self) -> None:
         if not callable(self.prior):
-            raise InvalidTypeError(f"prior: expected a callable, got {type(self.prior).__name__}")
+            raise InvalidTypeError(f"expected a callable, got {type(self.prior).__name__}", parameter="prior")
         try:
-            vector = np.array(_inputs.on_host(self.vector), dtype=np.float64)
+            vector = np.array(_arrays.on_host(self.vector), dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise InvalidTypeError(f"vector: expected numbers, got {type(self.vector).__name__} ({error})") from error
+            raise InvalidTypeError(
+                f"expected numbers, got {type(self.vector).__name__} ({error})", parameter="vector"
+            ) from error
         if vector.ndim != 1 or not np.isfinite(vector).all():
-            raise InvalidParameterError(f"vector: expected shape (d,) of finite numbers, got shape {vector.shape}")
+            raise InvalidParameterError(
+                f"expected shape (d,) of finite numbers, got shape {vector.shape}", parameter="vector"
+            )
         _params.fraction("scale", self.scale, -1e6, 1e6)
         vector.flags.writeable = False
         object.__setattr__(self, "vector", vector)
@@ -195,7 +203,7 @@ class Shifted:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """Centers float32 (n, d) and the other prior's sources; `n` is what the other prior is called with."""
         if self.vector.shape != (tree.dim,):
-            raise InvalidParameterError(f"vector: expected dim {tree.dim}, got {self.vector.size}")
+            raise InvalidParameterError(f"expected dim {tree.dim}, got {self.vector.size}", parameter="vector")
         given = self.prior(rng, tree, n)
         rows, sources, *_ = given if isinstance(given, tuple) else (given, None)
         rows = unit_rows(rows, "centers from the callable")
@@ -204,9 +212,19 @@ class Shifted:
             moved = rows[part] + float(self.scale) * self.vector
             length = np.sqrt(np.einsum("ij,ij->i", moved, moved))
             if not (length > 1e-9).all():
-                raise InvalidCapsError("vector: expected a shift that no center cancels, got one that a center does")
+                raise InvalidCapsError(
+                    "expected a shift that no center cancels, got one that a center does", parameter="vector"
+                )
             centers[part] = moved / length[:, None]
         return centers, sources
+
+
+def random_rows(tree: Tree, rng: np.random.Generator, shape: int | tuple[int, ...]) -> NDArray[np.int64]:
+    """Uniformly random rows among those that have vectors."""
+    skipped = tree.skipped
+    places = rng.integers(0, len(tree) - skipped.size, size=shape, dtype=np.int64)
+    # Before the i-th skipped row stand skipped[i] - i others.
+    return places + np.searchsorted(skipped - np.arange(skipped.size), places, side="right")
 
 
 def needs_bounds(centers: Centers | None) -> bool:
@@ -218,7 +236,7 @@ def slerp_centers(
     tree: Tree, n: int, pairs: np.random.Generator, places: np.random.Generator, across: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Centers float32 (n, d) between random rows, and these rows int64 (n, 2); one stream for each kind of choice."""
-    sources = pairs.integers(0, len(tree), size=(n, 2), dtype=np.int64)
+    sources = random_rows(tree, pairs, (n, 2))
     t = places.random(n)
     centers = np.empty((n, tree.dim), np.float32)
     for part in _parts(n):
@@ -276,17 +294,20 @@ def wide(rows: NDArray[Any]) -> NDArray[np.float64]:
 
 def checked_weights(weights: Any) -> NDArray[np.float64]:
     """(n,) finite weights, none below 0 and not all 0, as read-only float64."""
-    array = _inputs.on_host(weights)
+    array = _arrays.on_host(weights)
     if array.ndim != 1 or array.dtype.kind not in "fiub":
-        raise InvalidTypeError(f"weights: expected numbers of shape (n,), got {array.dtype.name} {array.shape}")
+        raise InvalidTypeError(
+            f"expected numbers of shape (n,), got {array.dtype.name} {array.shape}", parameter="weights"
+        )
     made = array.astype(np.float64)
     bad = np.flatnonzero(~((made >= 0.0) & (made < np.inf)))
     if bad.size:
         raise InvalidParameterError(
-            f"weights: expected finite numbers of at least 0, got {bad.size} others; first {made[bad[0]]}, row {bad[0]}"
+            f"expected finite numbers of at least 0, got {bad.size} others; first {made[bad[0]]}, row {bad[0]}",
+            parameter="weights",
         )
     if not made.any():
-        raise InvalidParameterError(f"weights: expected one above 0 at least, got {made.size} zeros")
+        raise InvalidParameterError(f"expected one above 0 at least, got {made.size} zeros", parameter="weights")
     made.flags.writeable = False
     return made
 

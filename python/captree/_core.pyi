@@ -20,6 +20,9 @@ class Tree:
     @property
     def n(self) -> int: ...
     @property
+    def kept(self) -> int: ...
+    def skipped(self) -> NDArray[np.int64]: ...
+    @property
     def dim(self) -> int: ...
     @property
     def storage(self) -> str: ...
@@ -93,6 +96,7 @@ class Builder:
         cls,
         storage: str = "float16",
         normalize: bool = False,
+        skip: bool = False,
         memory_limit: int | None = None,
         on_disk: bool = False,
         threads: int | None = None,

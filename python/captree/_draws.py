@@ -130,7 +130,9 @@ class RowDrawer:
     def _known(self, known: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Rows that came with their caps, thinned in proportion to their weights."""
         if self._exclude:
-            raise InvalidParameterError("exclude_sources: expected centers that know no rows, since these are sources")
+            raise InvalidParameterError(
+                "expected centers that know no rows, since these are sources", parameter="exclude_sources"
+            )
         if self._weights is None:
             return known.copy()
         kept = rng.random(known.size) * self._most < self._weights[known]

@@ -19,6 +19,7 @@ from captree._arrow import require_pyarrow
 from captree._caps import Caps, fixed_size_list
 from captree._centers import Centers
 from captree._draws import CAPS_WITHOUT_ROW, NO_ROWS, RowDrawer
+from captree._paths import absolute
 from captree._priors import stream_key
 from captree._progress import Progress, reporting, stepping
 from captree._radii import DEFAULT_RADII, Radii
@@ -102,18 +103,23 @@ def write_pairs(
     seed = _params.integer("seed", seed, 0, 2**64 - 1)
     batch_size = _params.integer("batch_size", batch_size, 1, 1 << 24)
     rows_per_file = _params.integer("rows_per_file", rows_per_file, 1)
-    if not replace and n > len(tree):
-        raise InvalidParameterError(f"n: expected at most {len(tree)} pairs, one per row (replace=False), got {n}")
+    kept = len(tree) - tree.skipped.size
+    if not replace and n > kept:
+        raise InvalidParameterError(
+            f"expected at most {kept} pairs, one per row (replace=False), got {n}", parameter="n"
+        )
     began = time.monotonic()
     used = None if replace else np.zeros(len(tree), np.bool_)
     drawer = _Batches(
         RowDrawer(tree, exclude_sources, used=used, threads=_params.threads(threads)), seed, radii, centers
     )
-    folder = Path(_params.path("out", out))
+    folder = Path(absolute("out", out))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise InvalidParameterError(f"out: expected an empty folder, got {folder}, which has files in it")
+            raise InvalidParameterError(
+                f"expected an empty folder, got {folder}, which has files in it", parameter="out"
+            )
         about = {"seed": seed, "tree_rows": len(tree), "replace": bool(replace), "exclude_sources": exclude_sources}
         with reporting(progress) as callback, _Shards(pa, folder, tree.dim, rows_per_file, about) as shards:
             step = stepping(callback, "pairs", n)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-import os
 import re
 import secrets
 from typing import Any
@@ -69,16 +68,14 @@ def fanout(value: Any) -> int:
     return integer("fanout", value, LIMITS["fanout_least"], LIMITS["fanout"])
 
 
-def path(name: str, value: Any) -> str:
-    """A str or os.PathLike as an absolute-or-relative native path string."""
-    try:
-        text = os.fspath(value)
-    except TypeError:
-        raise InvalidTypeError(f"expected a str or os.PathLike, got {_brief(value)}", parameter=name) from None
-    text = os.fsdecode(text)
-    if not text or "\0" in text:
-        raise InvalidParameterError(f"expected a path, got {text!r}", parameter=name)
-    return text
+def one_of(name: str, value: Any, names: tuple[str, ...]) -> str:
+    """`value`, which is one of `names`."""
+    if not isinstance(value, str) or value not in names:
+        raise InvalidParameterError(
+            f"expected {' or '.join(f'{known!r}' for known in names)}, got {value!r:.60}".replace("'", '"'),
+            parameter=name,
+        )
+    return value
 
 
 def storage(value: Any) -> str:

@@ -147,8 +147,9 @@ def refuse_circle(radii: Radii, centers: Centers | None) -> None:
     """Refuses bounds that need centers with centers that need bounds, of which neither could be drawn first."""
     if needs_centers(radii) and needs_bounds(centers):
         raise InvalidParameterError(
-            "radii: expected bounds that need no centers, such as LogUniformRadius or a RadiusMixture, "
-            "since these centers need bounds"
+            "expected bounds that need no centers, such as LogUniformRadius or a RadiusMixture, "
+            "since these centers need bounds",
+            parameter="radii",
         )
 
 
@@ -161,21 +162,27 @@ def _called_centers(
     centers: Centers, rng: np.random.Generator, tree: Tree, n: int, bounds: NDArray[np.float64] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64] | None]:
     if not callable(centers):
-        raise InvalidTypeError(f"centers: expected a callable (rng, tree, n), got {type(centers).__name__}")
+        raise InvalidTypeError(f"expected a callable (rng, tree, n), got {type(centers).__name__}", parameter="centers")
     given = centers(rng, tree, n if bounds is None else bounds)
     given, sources, rows = (*given, None, None)[:3] if isinstance(given, tuple) else (given, None, None)
     made = unit_rows(given, "centers from the callable")
     if made.shape != (n, tree.dim):
-        raise InvalidCapsError(f"centers: expected shape ({n}, {tree.dim}) from the callable, got {made.shape}")
+        raise InvalidCapsError(
+            f"expected shape ({n}, {tree.dim}) from the callable, got {made.shape}", parameter="centers"
+        )
     if rows is not None:
         if bounds is None:
-            raise InvalidCapsError("centers: expected no rows from a callable without needs_bounds = True")
+            raise InvalidCapsError("expected no rows from a callable without needs_bounds = True", parameter="centers")
         rows = np.asarray(rows)
         if rows.shape != (n,) or rows.dtype.kind not in "iu":
-            raise InvalidCapsError(f"rows: expected integers of shape ({n},), got {rows.dtype} {rows.shape}")
+            raise InvalidCapsError(
+                f"expected integers of shape ({n},), got {rows.dtype} {rows.shape}", parameter="rows"
+            )
         rows = rows.astype(np.int64)
         if n and not (int(rows.min()) >= -1 and int(rows.max()) < len(tree)):
-            raise InvalidCapsError(f"rows: expected -1 or rows of the tree, got {rows.min()} to {rows.max()}")
+            raise InvalidCapsError(
+                f"expected -1 or rows of the tree, got {rows.min()} to {rows.max()}", parameter="rows"
+            )
     return made, _checked_sources(sources, n), rows
 
 
@@ -185,7 +192,9 @@ def _checked_sources(sources: Any, n: int) -> NDArray[np.int64]:
     else:
         array = np.asarray(sources)
         if array.shape != (n, 2) or array.dtype.kind not in "iu":
-            raise InvalidCapsError(f"sources: expected integers of shape ({n}, 2), got {array.dtype} {array.shape}")
+            raise InvalidCapsError(
+                f"expected integers of shape ({n}, 2), got {array.dtype} {array.shape}", parameter="sources"
+            )
         array = array.astype(np.int64).view()
     array.flags.writeable = False
     return array

@@ -33,7 +33,7 @@ def reporting(progress: Progress) -> Iterator[Callback | None]:
     elif callable(progress):
         yield progress
     else:
-        raise InvalidTypeError(f"progress: expected a bool or a callable, got {type(progress).__name__}")
+        raise InvalidTypeError(f"expected a bool or a callable, got {type(progress).__name__}", parameter="progress")
 
 
 class Reporter:

@@ -138,15 +138,15 @@ def drawn_bounds(
     if callable(radii):
         bounds = np.asarray(radii(rng, tree, centers, threads=threads) if needs_centers(radii) else radii(rng, n))
         if bounds.shape != (n,):
-            raise InvalidCapsError(f"radii: expected shape ({n},) from the callable, got {bounds.shape}")
+            raise InvalidCapsError(f"expected shape ({n},) from the callable, got {bounds.shape}", parameter="radii")
     else:
         bounds = np.full(n, _params.fraction("radii", radii, 0.0, 2.0))
     if bounds.dtype.kind not in "fiu":
-        raise InvalidTypeError(f"radii: expected real numbers from the callable, got {bounds.dtype.name}")
+        raise InvalidTypeError(f"expected real numbers from the callable, got {bounds.dtype.name}", parameter="radii")
     bounds = bounds.astype(np.float64)
     bad = np.flatnonzero(~((bounds >= 0.0) & (bounds <= 2.0)))
     if bad.size:
-        raise InvalidCapsError(f"radii: expected numbers in [0, 2] from the callable, got {bounds[bad[0]]}")
+        raise InvalidCapsError(f"expected numbers in [0, 2] from the callable, got {bounds[bad[0]]}", parameter="radii")
     return bounds
 
 

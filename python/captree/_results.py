@@ -62,7 +62,7 @@ class RangeResult:
         )
         ends, found, far = arrays
         if ends.size == 0 or ends[0] != 0 or ends[-1] != found.size or bool(np.any(np.diff(ends) < 0)):
-            raise InvalidParameterError(f"offsets: expected an increasing sequence from 0 to {found.size}")
+            raise InvalidParameterError(f"expected an increasing sequence from 0 to {found.size}", parameter="offsets")
         if found.size != far.size:
             raise InvalidParameterError(f"expected as many distances as rows ({found.size}), got {far.size}")
         for name, array in zip(("offsets", "rows", "distances"), arrays, strict=True):

@@ -98,7 +98,7 @@ class PairStream:
         from captree._tree import Tree
 
         if not isinstance(tree, Tree):
-            raise InvalidTypeError(f"tree: expected a captree.Tree, got {type(tree).__name__}")
+            raise InvalidTypeError(f"expected a captree.Tree, got {type(tree).__name__}", parameter="tree")
         self._tree = tree
         self._batch_size = _params.integer("batch_size", batch_size, 1, 1 << 24)
         self._seed = _params.integer("seed", seed, 0, 2**64 - 1)
@@ -109,13 +109,17 @@ class PairStream:
         if not callable(radii):
             _params.fraction("radii", radii, 0.0, 2.0)
         if centers is not None and not callable(centers):
-            raise InvalidTypeError(f"centers: expected a callable (rng, tree, n), got {type(centers).__name__}")
+            raise InvalidTypeError(
+                f"expected a callable (rng, tree, n), got {type(centers).__name__}", parameter="centers"
+            )
         refuse_circle(radii, centers)
         self._radii = radii
         self._centers = centers
         self._weights = None if weights is None else checked_weights(weights)
         if self._weights is not None and self._weights.size != len(tree):
-            raise InvalidParameterError(f"weights: expected {len(tree)}, one per row, got {self._weights.size}")
+            raise InvalidParameterError(
+                f"expected {len(tree)}, one per row, got {self._weights.size}", parameter="weights"
+            )
         self._exclude = bool(exclude_sources)
         self._position = 0
         self._closed = False
@@ -179,10 +183,12 @@ class PairStream:
         """
         mine = self.state_dict()
         if not isinstance(state, dict) or not mine.keys() <= state.keys():
-            raise InvalidTypeError(f"state: expected a dict with {', '.join(mine)}, got {state!r:.200}")
+            raise InvalidTypeError(f"expected a dict with {', '.join(mine)}, got {state!r:.200}", parameter="state")
         for name, value in mine.items():
             if name != "batch" and state[name] != value:
-                raise InvalidParameterError(f"state: expected {name} {value}, as this stream has, got {state[name]}")
+                raise InvalidParameterError(
+                    f"expected {name} {value}, as this stream has, got {state[name]}", parameter="state"
+                )
         position = _params.integer("batch", state["batch"], 0, 1 << 48)
         self._stop()
         self._position = position

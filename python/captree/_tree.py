@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from captree import _arrays, _inputs, _params
 from captree import _core as native
-from captree import _inputs, _params
 from captree._arrow import require_pyarrow
 from captree._caps import CapsLike as CapsLike
 from captree._caps import as_caps, fixed_size_list, unit_rows
+from captree._paths import absolute
 from captree._progress import Progress, reporting, stepping
 from captree._results import EstimateResult, NearestResult, RangeResult
+from captree._rows import Reading
 from captree.errors import InvalidParameterError, InvalidTypeError, InvalidVectorsError, RowIndexError
 
 if TYPE_CHECKING:
@@ -34,15 +35,20 @@ def build(
     threads: int | None = None,
     progress: Progress = False,
     column: str | None = None,
+    invalid: Literal["error", "skip"] = "error",
 ) -> Tree:
     """Builds a tree of spherical caps over unit vectors, by recursive spherical k-means.
 
     Args:
         vectors: (n, d) unit rows, float16, bfloat16, float32 or float64: a numpy, torch or CuPy array, anything with
-            DLPack or the buffer protocol, a pyarrow FixedSizeList array, chunked array, table or reader, lists of
-            lists; a path to ``.npy``, Parquet or Arrow IPC (a file, or a folder of them in sorted order); or an
-            iterable of batches of any of these. They are read once, slice by slice.
-        out: where the tree is written; without it the tree lives in memory.
+            DLPack or the buffer protocol, a pyarrow FixedSizeList array, chunked array, table or reader, a column of
+            pandas or of a Hugging Face dataset, lists of lists; a path to ``.npy``, Parquet or Arrow IPC: a file, a
+            glob, or a folder, whose subfolders are read too; or an iterable of batches of any of these, of single
+            vectors, or of records that hold one. int8 and uint8 rows are taken with `normalize`. Files come in the
+            natural order of their names (``part-9`` before ``part-10``); names that begin with ``.`` or ``_`` are
+            left out. They are read once, slice by slice.
+        out: where the tree is written; without it the tree lives in memory. A tree that is there is replaced once the
+            new one is whole; an empty folder is taken; anything else there is an error.
         fanout: children of a node, 2 to 4096.
         leaf_size: most rows of a node that is not split; 512 by default.
         storage: ``"float16"`` or ``"float32"``, how vectors are kept. Every answer is exact about the kept vectors.
@@ -53,6 +59,8 @@ def build(
         threads: at most this many; all cores by default.
         progress: True for a bar on a terminal (plain lines elsewhere), or a callable ``(phase, done, total)``.
         column: the column of vectors in a table or file; by default the only one that holds vectors.
+        invalid: ``"error"``, or ``"skip"``: rows that are not finite, zero, not unit, or null keep their number and
+            lie in no cap; :attr:`Tree.skipped` lists them. At least one row must be left.
 
     Returns:
         The tree, opened from `out` when that is given.
@@ -66,17 +74,19 @@ def build(
         MemoryLimitError: the build does not fit in `memory_limit`.
         StorageError: reading or writing failed.
     """
-    target = None if out is None else _params.path("out", out)
+    target = None if out is None else absolute("out", out)
     fanout = _params.fanout(fanout)
     leaf_size = None if leaf_size is None else _params.integer("leaf_size", leaf_size, 1)
     limit = None if memory_limit is None else _params.size_in_bytes("memory_limit", memory_limit)
     seed = _params.integer("seed", seed, 0, 2**64 - 1)
     threads = _params.threads(threads)
-    builder = native.Builder(_params.storage(storage), bool(normalize), limit, target is not None, threads)
+    skip = _params.one_of("invalid", invalid, ("error", "skip")) == "skip"
+    how = Reading(column, bool(normalize), skip)
+    builder = native.Builder(_params.storage(storage), how.scaled, skip, limit, target is not None, threads)
     with reporting(progress) as callback:
         step = stepping(callback, "reading", _inputs.row_count(vectors))
         rows = 0
-        for part in _inputs.slices(vectors, column):
+        for part in _inputs.slices(vectors, how):
             builder.push(part.array, part.bfloat16)
             rows += len(part.array)
             step(rows)
@@ -86,12 +96,14 @@ def build(
 def open(path: str | os.PathLike[str]) -> Tree:
     """Opens a tree from disk by memory mapping, in milliseconds whatever its size.
 
+    ``Tree.path`` is absolute from then on, so the tree can be pickled after the program has changed folder.
+
     Raises:
         TreeNotFoundError: nothing there, or not a captree tree.
         CorruptTreeError: truncated or altered files (``Tree.verify`` also reads all data).
         FormatVersionError: written by a newer captree.
     """
-    return Tree(native.Tree.open(_params.path("path", path)))
+    return Tree(native.Tree.open(absolute("path", path)))
 
 
 class Tree:
@@ -100,17 +112,20 @@ class Tree:
     Rows are numbered by input order. Methods release the GIL, may be called from several threads at once, and take
     ``threads=`` (all cores by default). What "exact" means: a row is inside a cap when
     ``1 - <center, row> <= max_cos_distance`` holds for the real-number value of the dot product of the kept vectors
-    and the float32 centers as given. Pickling stores the path, so only a tree on disk can be pickled.
+    and the float32 centers as given. ``len(tree)`` is how many row numbers there are,
+    skipped rows included. Pickling stores the path, so only a tree on disk can be pickled.
     """
 
-    __slots__ = ("__weakref__", "_core")
+    __slots__ = ("__weakref__", "_core", "_skipped")
 
     _core: native.Tree
+    _skipped: NDArray[np.int64] | None
 
     def __init__(self, core: native.Tree) -> None:
         if not isinstance(core, native.Tree):
             raise InvalidTypeError("a Tree is made by captree.build and captree.open")
         self._core = core
+        self._skipped = None
 
     def __len__(self) -> int:
         return self._core.n
@@ -131,6 +146,15 @@ class Tree:
         return self._core.path
 
     @property
+    def skipped(self) -> NDArray[np.int64]:
+        """int64, sorted: rows that ``build(invalid="skip")`` left out; they lie in no cap."""
+        if self._skipped is None:
+            skipped = self._core.skipped()
+            skipped.flags.writeable = False
+            self._skipped = skipped
+        return self._skipped
+
+    @property
     def fanout(self) -> int:
         """Children of a node at most."""
         return int(self._core.stats()["fanout"])
@@ -146,7 +170,7 @@ class Tree:
         return int(self._core.stats()["depth"])
 
     def stats(self) -> dict[str, Any]:
-        """Rows, dim, storage, fanout, leaf_size, seed, nodes, leaves, depth, rows per leaf, bytes, path."""
+        """Rows, skipped rows, dim, storage, fanout, leaf_size, seed, nodes, leaves, depth, leaf rows, bytes, path."""
         return self._core.stats()
 
     def nodes(self) -> pa.Table:
@@ -246,8 +270,7 @@ class Tree:
         seed = _params.seed(seed)
         density_samples = _params.integer("density_samples", density_samples, 1, _params.MACHINE_INTEGER)
         threads = _params.threads(threads)
-        if method not in ("exact", "approximate"):
-            raise InvalidParameterError(f'method: expected "exact" or "approximate", got {method!r}')
+        _params.one_of("method", method, ("exact", "approximate"))
         if k == 0 or len(caps) == 0:
             return np.empty((len(caps), k), np.int64)
         centers, bounds, core = caps.centers, caps.max_cos_distance, self._core
@@ -304,9 +327,9 @@ class Tree:
         if array.shape == (0, 0):
             array = array.reshape(0, self.dim)
         if array.shape[1] != self.dim:
-            raise InvalidVectorsError(f"queries: expected dim {self.dim}, got {array.shape[1]}")
+            raise InvalidVectorsError(f"expected dim {self.dim}, got {array.shape[1]}", parameter="queries")
         k = _params.integer("k", k, 1, _params.MACHINE_INTEGER)
-        real = min(k, len(self))
+        real = min(k, self._core.kept)
         rows, far = self._core.nearest(array, real, _params.threads(threads))
         if real < k:
             rows = np.pad(rows, ((0, 0), (0, k - real)), constant_values=-1)
@@ -314,7 +337,7 @@ class Tree:
         return NearestResult(rows, far)
 
     def radius_for_mass(self, centers: Any, mass: Any, threads: int | None = None) -> NDArray[np.float64]:
-        """The bound whose cap holds a given share of the rows: float64 (q,), exact.
+        """The bound whose cap holds a given share of the rows that were kept: float64 (q,), exact.
 
         It is the smallest float64 in [0, 2] with which :meth:`count` gives at least ``ceil(mass * n)`` rows, in float64
         arithmetic and at least 1. Where rows lie equally far the cap may hold more. (Rows and centers that are a
@@ -331,12 +354,14 @@ class Tree:
             InvalidTypeError: shares that are no numbers.
         """
         array = unit_rows(centers, "centers")
-        shares = _inputs.on_host(mass)
+        shares = _arrays.on_host(mass)
         if shares.dtype.kind not in "fiu" and shares.size:
-            raise InvalidTypeError(f"mass: expected real numbers, got {shares.dtype.name}")
+            raise InvalidTypeError(f"expected real numbers, got {shares.dtype.name}", parameter="mass")
         shares = shares.astype(np.float64)
         if shares.ndim > 1 or not bool(((shares > 0.0) & (shares <= 1.0)).all()):
-            raise InvalidParameterError(f"mass: expected a share or (q,) shares in (0, 1], got {shares!r:.200}")
+            raise InvalidParameterError(
+                f"expected a share or (q,) shares in (0, 1], got {shares!r:.200}", parameter="mass"
+            )
         if shares.ndim == 0:
             shares = np.full(len(array), float(shares))
         elif np.ndim(centers) == 1 and len(array) == 1:
@@ -344,29 +369,30 @@ class Tree:
         if array.shape == (0, 0):
             array = array.reshape(0, self.dim)
         if array.shape[1] != self.dim:
-            raise InvalidVectorsError(f"centers: expected dim {self.dim}, got {array.shape[1]}")
+            raise InvalidVectorsError(f"expected dim {self.dim}, got {array.shape[1]}", parameter="centers")
         if shares.size != len(array):
             raise InvalidParameterError(
-                f"mass: expected {len(array)} shares, one per center, or one, got {shares.size}"
+                f"expected {len(array)} shares, one per center, or one, got {shares.size}", parameter="mass"
             )
-        counts = np.clip(np.ceil(shares * len(self)), 1, len(self)).astype(np.int64)
+        kept = self._core.kept
+        counts = np.clip(np.ceil(shares * kept), 1, kept).astype(np.int64)
         return self._core.radius_for_count(array, counts, _params.threads(threads))
 
     def take(self, rows: Any) -> NDArray[Any]:
         """The kept vectors of `rows` (integers of any shape s): float16 or float32, shape s + (dim,).
 
         Raises:
-            RowIndexError: a row outside [0, n); -1, which means "no row", is outside too.
+            RowIndexError: a row outside [0, n), or one that was skipped; -1, which means "no row", is outside too.
             InvalidTypeError: not integers.
         """
-        index = _inputs.on_host(rows)
+        index = _arrays.on_host(rows)
         if index.size == 0 and index.dtype.kind == "f":
             index = index.astype(np.int64)
         if index.dtype.kind not in "iu":
-            raise InvalidTypeError(f"rows: expected integers, got {index.dtype.name}")
+            raise InvalidTypeError(f"expected integers, got {index.dtype.name}", parameter="rows")
         outside = (index < 0) | (index >= len(self))
         if bool(outside.any()):
-            raise RowIndexError(f"rows: expected rows in [0, {len(self)}), got {index[outside].flat[0]}")
+            raise RowIndexError(f"expected rows in [0, {len(self)}), got {index[outside].flat[0]}", parameter="rows")
         flat = np.ascontiguousarray(index.reshape(-1), dtype=np.int64)
         return self._core.take(flat).reshape(*index.shape, self.dim)
 
@@ -386,7 +412,7 @@ class Tree:
             StorageError: writing failed.
         """
         with reporting(progress) as callback:
-            self._core.save(_params.path("path", path), callback)
+            self._core.save(absolute("path", path), callback)
 
     def __repr__(self) -> str:
         stats = self._core.stats()
@@ -405,4 +431,4 @@ class Tree:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is None:
             raise InvalidTypeError("a tree in memory cannot be pickled: save(path) it and captree.open(path) it")
-        return open, (str(Path(self.path).absolute()),)
+        return open, (self.path,)

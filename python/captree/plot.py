@@ -243,7 +243,7 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _first_word(text: str) -> str:
-    word = text.split(":")[0].split(",")[0].strip()
+    word = " ".join(text.split(":")[0].split(",")[0].split())
     return word if len(word) <= _LABEL else word[: _LABEL - 3].rstrip() + "..."
 
 

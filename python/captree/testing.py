@@ -60,11 +60,13 @@ def clip_like(
     mean_energy = _params.fraction("mean_energy", mean_energy, 0.0, 1.0)
     duplicates = _params.fraction("duplicates", duplicates, 0.0, 1.0)
     if len(clusters) > len(_LEVELS):
-        raise InvalidParameterError(f"clusters: expected at most {len(_LEVELS)} levels, got {len(clusters)}")
+        raise InvalidParameterError(
+            f"expected at most {len(_LEVELS)} levels, got {len(clusters)}", parameter="clusters"
+        )
     counts = [_params.integer("clusters", count, 1) for count in clusters]
     kind = np.dtype(dtype)
     if kind.name not in ("float16", "float32", "float64"):
-        raise InvalidTypeError(f"dtype: expected float16, float32 or float64, got {kind.name}")
+        raise InvalidTypeError(f"expected float16, float32 or float64, got {kind.name}", parameter="dtype")
 
     rng = np.random.default_rng((seed, 0))
     basis = np.linalg.qr(rng.standard_normal((d, d)))[0].astype(np.float32)
@@ -109,7 +111,8 @@ def oracle(vectors: NDArray[Any], caps: CapsLike) -> RangeResult:
     is farther from zero than its error bound ``(d + 3) 2**-52 (|c| |x| + 3)``.
 
     Args:
-        vectors: (n, d) float16 or float32, the kept vectors: ``tree.take(range(len(tree)))``.
+        vectors: (n, d) float16 or float32, the kept vectors: ``tree.take(range(len(tree)))``. Rows of NaN stand for
+            rows that were skipped, here and below.
         caps: the caps.
 
     Returns:
@@ -117,7 +120,11 @@ def oracle(vectors: NDArray[Any], caps: CapsLike) -> RangeResult:
     """
     wide = _kept(vectors)
     caps = as_caps(caps, wide.shape[1])
-    far = (wide.shape[1] + 3) * 2.0**-52 * (math.sqrt(float(np.max(np.sum(wide**2, axis=1), initial=0.0))) * 1.02 + 3)
+    far = (
+        (wide.shape[1] + 3)
+        * 2.0**-52
+        * (math.sqrt(float(np.fmax.reduce(np.sum(wide**2, axis=1), initial=0.0))) * 1.02 + 3)
+    )
     offsets, rows, distances = [0], [], []
     for center, bound in zip(caps.centers.astype(np.float64), caps.max_cos_distance.tolist(), strict=True):
         value = wide @ center + (bound - 1.0)
@@ -144,7 +151,8 @@ def oracle_nearest(vectors: NDArray[Any], queries: Any, k: int) -> NearestResult
     distances = np.full((len(centers), k), np.inf)
     for i, center in enumerate(centers):
         rough = 1.0 - wide @ center
-        last = np.partition(rough, min(k, rough.size) - 1)[min(k, rough.size) - 1]
+        real = rough[~np.isnan(rough)]
+        last = np.partition(real, min(k, real.size) - 1)[min(k, real.size) - 1]
         near = np.flatnonzero(rough <= last + 1e-9)
         exact = np.array([math.fsum([1.0, *(-product).tolist()]) for product in wide[near] * center])
         order = np.lexsort((near, exact))[:k]

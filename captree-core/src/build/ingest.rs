@@ -1,12 +1,13 @@
 //! Input rows: validation, optional normalization, conversion to the storage dtype.
 
+use bytemuck::Pod;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::control::Call;
 use crate::element::Storage;
 use crate::error::{BadRows, Error, Result, RowFault};
-use crate::limits::{MAX_DIM, Precision};
+use crate::limits::{MAX_DIM, MAX_ROWS, Precision};
 use crate::memory::AlignedVec;
 use crate::sketch::sketch_bytes;
 use crate::store::Array;
@@ -45,6 +46,16 @@ impl Batch<'_> {
     }
 }
 
+/// What becomes of rows that are not finite, zero or not of unit length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Invalid {
+    /// They are an error.
+    #[default]
+    Error,
+    /// They keep their number, have no vector and lie in no cap.
+    Skip,
+}
+
 /// How many bad rows an error names.
 const NAMED: usize = 5;
 
@@ -59,12 +70,14 @@ enum Stored {
 /// Collects batches of rows as they come.
 pub struct Ingest {
     normalize: bool,
+    invalid: Invalid,
     dim: Option<usize>,
     rows: usize,
     stored: Stored,
     norms: NormRange,
     bad: usize,
     named: Vec<(usize, RowFault)>,
+    skipped: Vec<u32>,
     precision: Precision,
     limit: Option<Limit>,
 }
@@ -83,6 +96,20 @@ pub struct Rows {
     pub vectors: Vectors,
     /// Norms of the stored rows.
     pub norms: NormRange,
+    /// Rows that are not stored, in rising order.
+    pub skipped: Vec<u32>,
+}
+
+impl Rows {
+    /// How many rows came, those that are not stored included.
+    pub fn len(&self) -> usize {
+        self.vectors.len() / self.dim + self.skipped.len()
+    }
+
+    /// Whether no rows came; some always did.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// Bytes that building a tree of `rows` rows takes: the rows, their sketches and the links between rows and positions;
@@ -101,12 +128,14 @@ impl Ingest {
         };
         Ingest {
             normalize,
+            invalid: Invalid::Error,
             dim: None,
             rows: 0,
             stored,
             norms: NormRange::EMPTY,
             bad: 0,
             named: Vec::new(),
+            skipped: Vec::new(),
             precision: Precision::Float32,
             limit: None,
         }
@@ -115,6 +144,11 @@ impl Ingest {
     /// From here on, rows whose tree could not be built within `bytes` are an error as soon as they come.
     pub fn limit_memory(&mut self, bytes: u64, on_disk: bool) {
         self.limit = Some(Limit { bytes, on_disk });
+    }
+
+    /// What becomes of bad rows from here on.
+    pub fn set_invalid(&mut self, invalid: Invalid) {
+        self.invalid = invalid;
     }
 
     fn check_memory(&self, more: usize, dim: usize) -> Result<()> {
@@ -150,6 +184,10 @@ impl Ingest {
             };
             return Err(Error::vectors(format!("vectors of dim {expected}"), dim));
         }
+        if self.rows + batch.len() / dim > MAX_ROWS {
+            let got = self.rows + batch.len() / dim;
+            return Err(Error::vectors(format!("at most {MAX_ROWS} rows in a tree"), got));
+        }
         self.check_memory(batch.len() / dim, dim)?;
         self.precision = batch.precision();
         let start = self.stored_len();
@@ -168,11 +206,20 @@ impl Ingest {
             (Stored::F32(to), Batch::F32(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
             (Stored::F32(to), Batch::F64(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
         });
+        let mut bad = Vec::new();
         for (chunk, report) in reports.into_iter().enumerate() {
             self.norms = self.norms.union(report.norms);
-            self.bad += report.bad;
-            let room = NAMED - self.named.len();
-            self.named.extend(report.named.into_iter().take(room).map(|(r, f)| (self.rows + chunk * CHUNK + r, f)));
+            bad.extend(report.bad.into_iter().map(|(r, fault)| (chunk * CHUNK + r, fault)));
+        }
+        self.bad += bad.len();
+        let room = NAMED - self.named.len();
+        self.named.extend(bad.iter().take(room).map(|(r, fault)| (self.rows + r, *fault)));
+        if self.invalid == Invalid::Skip && !bad.is_empty() {
+            self.skipped.extend(bad.iter().map(|(r, _)| (self.rows + r) as u32));
+            match &mut self.stored {
+                Stored::F16(v) => remove(v, start, dim, &bad),
+                Stored::F32(v) => remove(v, start, dim, &bad),
+            }
         }
         self.rows += batch.len() / dim;
         Ok(())
@@ -184,7 +231,7 @@ impl Ingest {
             Some(dim) if self.rows > 0 => dim,
             _ => return Err(Error::vectors("at least one row", "none")),
         };
-        if self.bad > 0 {
+        if self.bad > 0 && (self.invalid == Invalid::Error || self.bad == self.rows) {
             return Err(Error::BadRows(BadRows {
                 bad: self.bad,
                 rows: self.rows,
@@ -196,7 +243,7 @@ impl Ingest {
             Stored::F16(v) => Vectors::F16(Array::in_memory(v)),
             Stored::F32(v) => Vectors::F32(Array::in_memory(v)),
         };
-        Ok(Rows { dim, vectors, norms: self.norms })
+        Ok(Rows { dim, vectors, norms: self.norms, skipped: self.skipped })
     }
 
     fn stored_len(&self) -> usize {
@@ -260,15 +307,27 @@ impl Target for f32 {
 
 struct Report {
     norms: NormRange,
-    bad: usize,
-    named: Vec<(usize, RowFault)>,
+    bad: Vec<(usize, RowFault)>,
+}
+
+/// Takes the bad rows out of those that start at `start`.
+fn remove<T: Pod>(stored: &mut AlignedVec<T>, start: usize, dim: usize, bad: &[(usize, RowFault)]) {
+    let (mut bad, mut end) = (bad.iter().map(|(r, _)| *r).peekable(), start);
+    for r in 0..(stored.len() - start) / dim {
+        if bad.next_if_eq(&r).is_none() {
+            let from = start + r * dim;
+            stored.copy_within(from..from + dim, end);
+            end += dim;
+        }
+    }
+    stored.resize(end);
 }
 
 fn convert<S: Source, T: Target>(from: &[S], to: &mut [T], dim: usize, tolerance: f64, normalize: bool) -> Vec<Report> {
     from.par_chunks(CHUNK * dim)
         .zip(to.par_chunks_mut(CHUNK * dim))
         .map(|(from, to)| {
-            let mut report = Report { norms: NormRange::EMPTY, bad: 0, named: Vec::new() };
+            let mut report = Report { norms: NormRange::EMPTY, bad: Vec::new() };
             let mut stored = vec![0.0f32; dim];
             for (r, (from, to)) in from.chunks_exact(dim).zip(to.chunks_exact_mut(dim)).enumerate() {
                 match scale(from, tolerance, normalize) {
@@ -279,12 +338,7 @@ fn convert<S: Source, T: Target>(from: &[S], to: &mut [T], dim: usize, tolerance
                         stored.iter_mut().zip(to.iter()).for_each(|(x, y)| *x = y.widen());
                         report.norms = report.norms.union(NormRange::of(norm(&stored)));
                     }
-                    Err(fault) => {
-                        report.bad += 1;
-                        if report.named.len() < NAMED {
-                            report.named.push((r, fault));
-                        }
-                    }
+                    Err(fault) => report.bad.push((r, fault)),
                 }
             }
             report
@@ -348,6 +402,23 @@ mod tests {
         assert!(message.contains("102 bad rows of 2000: row 3 (zero), row 1500 (not finite), row 1600 (norm 2.5"));
         let message = ingest(Batch::F32(&rows), 2, true).err().unwrap().to_string();
         assert!(message.contains("2 bad rows of 2000: row 3 (zero), row 1500 (not finite)"), "{message}");
+    }
+
+    #[test]
+    fn bad_rows_can_be_skipped() {
+        let call = Call::new(Some(2)).unwrap();
+        let mut ingest = Ingest::new(Storage::Float32, false);
+        ingest.set_invalid(Invalid::Skip);
+        ingest.push(Batch::F32(&[0.0, 0.0, 1.0, 0.0, f32::INFINITY, 0.0]), 2, &call).unwrap();
+        ingest.push(Batch::F32(&[0.0, 1.0, 3.0, 0.0, -1.0, 0.0, 0.0, 0.0]), 2, &call).unwrap();
+        let rows = ingest.finish().unwrap();
+        assert_eq!((rows.len(), &rows.skipped[..]), (7, &[0, 2, 4, 6][..]));
+        let Vectors::F32(kept) = &rows.vectors else { panic!("float32 was asked for") };
+        assert_eq!(kept.slice(0..6).unwrap(), [1.0, 0.0, 0.0, 1.0, -1.0, 0.0]);
+        let mut nothing = Ingest::new(Storage::Float32, true);
+        nothing.set_invalid(Invalid::Skip);
+        nothing.push(Batch::F32(&[0.0, 0.0]), 2, &call).unwrap();
+        assert!(nothing.finish().err().unwrap().to_string().contains("1 bad row of 1: row 0 (zero)"));
     }
 
     #[test]

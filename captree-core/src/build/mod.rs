@@ -4,41 +4,44 @@ mod ingest;
 mod kmeans;
 mod split;
 
+use std::collections::HashSet;
 use std::path::Path;
 
-pub use ingest::{Batch, Ingest, Rows};
+pub use ingest::{Batch, Ingest, Invalid, Rows};
 
 use crate::control::Call;
 use crate::error::Result;
 use crate::sketch::Sketch;
 use crate::store::{Array, FolderWriter};
-use crate::tree::{Arrays, Meta, Norms, Params, Parts, Tree, gather, gather_all, write};
+use crate::tree::{Arrays, Extent, Meta, Norms, Params, Parts, SKIPPED, Tree, gather, gather_all, write};
 use crate::vectors::{NormRange, Vectors, norm, row, with_elements};
 use split::{Layout, layout};
 
 impl Tree {
     /// Builds a tree in memory, or at `out`, where it is written to a temporary folder and renamed.
     ///
-    /// Errors: [`Error::Interrupted`], [`Error::Io`], [`Error::InvalidParameter`].
+    /// Errors: [`Interrupted`](crate::Error::Interrupted), [`Io`](crate::Error::Io),
+    /// [`InvalidParameter`](crate::Error::InvalidParameter).
     pub fn build(rows: Rows, params: &Params, out: Option<&Path>, call: &Call) -> Result<Tree> {
         call.run(|| {
             // A path that cannot be written must fail now, not after the work.
             let writer = out.map(FolderWriter::create).transpose()?;
             let Layout { nodes, centers, order } = layout(&rows, params, call)?;
-            let n = order.len();
+            let (n, kept) = (rows.len(), order.len());
             let norms = Norms {
                 rows: rows.norms,
                 centers: centers.chunks_exact(rows.dim).fold(NormRange::EMPTY, |r, c| r.union(NormRange::of(norm(c)))),
             };
             let sketch = with_elements!(&rows.vectors, a => {
                 let at = |p: usize| row(a, order[p] as usize, rows.dim);
-                Sketch::build(&at, (n, rows.dim), params.seed, call)
+                Sketch::build(&at, (kept, rows.dim), params.seed, call)
             })?;
-            call.phase("reorder", n as u64);
-            let mut positions = vec![0i64; n];
-            order.iter().enumerate().for_each(|(p, r)| positions[*r as usize] = p as i64);
-            let tree_rows: Vec<i64> = order.iter().map(|r| i64::from(*r)).collect();
-            let meta = Meta::new((n, rows.dim), rows.vectors.storage(), params, norms, nodes.len(), &sketch);
+            call.phase("reorder", kept as u64);
+            let tree_rows: Vec<i64> = numbers(&order, &rows.skipped);
+            let mut positions = vec![SKIPPED; n];
+            tree_rows.iter().enumerate().for_each(|(p, row)| positions[*row as usize] = p as i64);
+            let extent = Extent { rows: n, skipped: rows.skipped.len(), dim: rows.dim };
+            let meta = Meta::new(extent, rows.vectors.storage(), params, norms, nodes.len(), &sketch);
             if let (Some(writer), Some(out)) = (writer, out) {
                 let arrays = Arrays {
                     rows: &tree_rows,
@@ -47,7 +50,7 @@ impl Tree {
                     centers: &centers,
                     sketch: &sketch,
                 };
-                with_elements!(&rows.vectors, a => write(writer, &meta, &arrays, n, call, |range| {
+                with_elements!(&rows.vectors, a => write(writer, &meta, &arrays, call, |range| {
                     gather(a, &order[range], rows.dim)
                 }))?;
                 return Tree::open(out);
@@ -67,4 +70,15 @@ impl Tree {
             Tree::assemble(&meta, parts, None)
         })
     }
+}
+
+/// The row numbers of kept rows, which `order` counts without those that were skipped.
+fn numbers(order: &[u32], skipped: &[u32]) -> Vec<i64> {
+    if skipped.is_empty() {
+        return order.iter().map(|r| i64::from(*r)).collect();
+    }
+    let skipped: HashSet<u32> = skipped.iter().copied().collect();
+    let kept: Vec<i64> =
+        (0..(order.len() + skipped.len()) as u32).filter(|r| !skipped.contains(r)).map(i64::from).collect();
+    order.iter().map(|r| kept[*r as usize]).collect()
 }

@@ -7,9 +7,8 @@ use super::kmeans::{CHUNK, Source, normalize};
 use crate::control::Control;
 use crate::distance::{Kernels, f32_error};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::exact;
-use crate::limits::MAX_ROWS;
 use crate::store::Array;
 use crate::tree::{NodeRecord, Params};
 use crate::vectors::{row, with_elements};
@@ -24,16 +23,13 @@ pub(crate) struct Layout {
     pub order: Vec<u32>,
 }
 
-/// Splits `rows`. Errors: [`Error::Interrupted`], [`Error::InvalidVectors`] for too many rows.
+/// Splits `rows`. Errors: [`Error::Interrupted`].
 pub(crate) fn layout(rows: &Rows, params: &Params, control: &Control) -> Result<Layout> {
     with_elements!(&rows.vectors, array => split_all(array, rows.dim, params, control))
 }
 
 fn split_all<E: Element>(array: &Array<E>, dim: usize, params: &Params, control: &Control) -> Result<Layout> {
     let n = array.len() / dim;
-    if n > MAX_ROWS {
-        return Err(Error::vectors(format!("at most {MAX_ROWS} rows in a tree"), n));
-    }
     let source = Source { array, dim, control };
     let mut order: Vec<u32> = (0..n as u32).collect();
     control.phase("root", n as u64);

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use super::errors::to_py;
 use super::run::run;
 use super::tree::Tree;
-use crate::build::{Batch, Ingest};
+use crate::build::{Batch, Ingest, Invalid};
 use crate::element::Storage;
 use crate::error::Error;
 use crate::tree::Params;
@@ -25,11 +25,13 @@ pub(super) struct Builder {
 #[pymethods]
 impl Builder {
     #[new]
-    #[pyo3(signature = (storage = "float16", normalize = false, memory_limit = None, on_disk = false, threads = None))]
+    #[pyo3(signature = (storage = "float16", normalize = false, skip = false, memory_limit = None, on_disk = false,
+                        threads = None))]
     fn new(
         py: Python<'_>,
         storage: &str,
         normalize: bool,
+        skip: bool,
         memory_limit: Option<u64>,
         on_disk: bool,
         threads: Option<usize>,
@@ -43,6 +45,9 @@ impl Builder {
             }
         };
         let mut ingest = Ingest::new(storage, normalize);
+        if skip {
+            ingest.set_invalid(Invalid::Skip);
+        }
         if let Some(limit) = memory_limit {
             ingest.limit_memory(limit, on_disk);
         }

@@ -91,6 +91,15 @@ impl Tree {
     }
 
     #[getter]
+    fn kept(&self) -> usize {
+        self.0.kept()
+    }
+
+    fn skipped<'py>(&self, py: Python<'py>) -> PyResult<Column<'py, i64>> {
+        Ok(run_short(py, None, |_| self.0.skipped())?.into_pyarray(py))
+    }
+
+    #[getter]
     fn dim(&self) -> usize {
         self.0.dim()
     }
@@ -291,6 +300,7 @@ impl Tree {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (stats, out) = (run_short(py, None, |_| self.0.stats())?, PyDict::new(py));
         out.set_item("rows", stats.rows)?;
+        out.set_item("skipped", stats.skipped)?;
         out.set_item("dim", stats.dim)?;
         out.set_item("storage", stats.storage)?;
         out.set_item("fanout", stats.fanout)?;

@@ -44,7 +44,7 @@ impl Tree {
         if !(confidence > 0.0 && confidence < 1.0) {
             return Err(Error::parameter("confidence", "a number between 0 and 1", confidence));
         }
-        if self.len() <= samples {
+        if self.kept() <= samples {
             let counts = self.count(caps, call)?;
             return Ok(Estimate {
                 counts: counts.iter().map(|c| *c as f64).collect(),
@@ -54,7 +54,7 @@ impl Tree {
         }
         self.check_dim(caps)?;
         let mut stream = Key::new(Purpose::Estimate, seed, &[]).stream(0);
-        let positions: Vec<usize> = (0..samples).map(|_| stream.below(self.len() as u64) as usize).collect();
+        let positions: Vec<usize> = (0..samples).map(|_| stream.below(self.kept() as u64) as usize).collect();
         let blocks: Vec<Vec<usize>> =
             (0..caps.len()).collect::<Vec<_>>().chunks(BLOCK).map(<[usize]>::to_vec).collect();
         call.phase("estimate", blocks.len() as u64);
@@ -76,7 +76,7 @@ impl Tree {
             .into_iter()
             .flatten()
             .collect();
-        let n = self.len() as f64;
+        let n = self.kept() as f64;
         let (m, tail) = (samples as f64, (1.0 - confidence) / 2.0);
         let mut result = Estimate { counts: Vec::new(), low: Vec::new(), high: Vec::new() };
         for hit in hits {

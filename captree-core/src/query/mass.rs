@@ -84,17 +84,17 @@ impl Tree {
     /// for a count that is not between 1 and the number of rows, what reading a tree on disk gives, and
     /// [`Error::Interrupted`].
     pub fn radius_for_count(&self, centers: &[f32], counts: &[usize], call: &Call) -> Result<Vec<f64>> {
-        if let Some((i, k)) = counts.iter().enumerate().find(|(_, k)| **k == 0 || **k > self.len()) {
-            let expected = format!("numbers between 1 and {}", self.len());
+        if let Some((i, k)) = counts.iter().enumerate().find(|(_, k)| **k == 0 || **k > self.kept()) {
+            let expected = format!("numbers between 1 and {}", self.kept());
             return Err(Error::parameter("counts", expected, format!("{k} for center {i}")));
         }
         let bounds = vec![2.0; counts.len()];
         let caps = Caps::new(self.dim, centers, &bounds)?;
         call.phase("radius", counts.len() as u64);
-        let size = (self.len() / SAMPLE_STEP).max(LEAST_SAMPLE).min(self.len());
-        let sample: Vec<usize> = (0..size).map(|i| (i as u128 * self.len() as u128 / size as u128) as usize).collect();
+        let size = (self.kept() / SAMPLE_STEP).max(LEAST_SAMPLE).min(self.kept());
+        let sample: Vec<usize> = (0..size).map(|i| (i as u128 * self.kept() as u128 / size as u128) as usize).collect();
         // A band is at most about this many rows wide, and a slack of as many again costs little.
-        let width = 2 * self.len() / size * Band::margin(size / 2, size, 1.0) + TILE * TILE;
+        let width = 2 * self.kept() / size * Band::margin(size / 2, size, 1.0) + TILE * TILE;
         let fits = KEPT_BYTES / call.threads() / (width * size_of::<(f32, u32)>());
         let block = counts.len().div_ceil(call.threads()).clamp(1, BLOCK.min(fits.max(1)));
         let all: Vec<usize> = (0..counts.len()).collect();
@@ -149,7 +149,7 @@ impl<E: Element> Search<'_, E> {
         while !left.is_empty() {
             let mut bands = vec![Band { low: -BEYOND, high: BEYOND }; block.len()];
             for j in left.iter().map(|j| *j as usize) {
-                let (k, n) = (self.counts[block[j]], self.tree.len());
+                let (k, n) = (self.counts[block[j]], self.tree.kept());
                 bands[j] = Band::around(&samples[j], k, n, self.error, factor);
                 queries.set_threshold(2 * j, bands[j].low);
                 queries.set_threshold(2 * j + 1, bands[j].high);
@@ -211,7 +211,7 @@ impl<E: Element> Search<'_, E> {
         bands: &[Band],
         limit: usize,
     ) -> Result<Vec<BandRows>> {
-        let tiles = self.tree.len().div_ceil(TILE);
+        let tiles = self.tree.kept().div_ceil(TILE);
         let groups: Vec<usize> = (0..tiles.div_ceil(TILE)).collect();
         let parts = groups
             .par_chunks(PART)
@@ -336,7 +336,7 @@ impl<'a, E: Element> Part<'a, E> {
         tiles::decide(self.queries, group, &self.numbers, (), &mut self.decisions)?;
         for (i, ends) in self.decisions.chunks_exact(2).enumerate() {
             let above = ends[1].inside & valid;
-            let whole = |t: usize| self.search.tree.len().min((t + 1) * TILE) - t * TILE;
+            let whole = |t: usize| self.search.tree.kept().min((t + 1) * TILE) - t * TILE;
             self.found[i].above += positions_of(group * TILE, above).map(whole).sum::<usize>();
             let open = (ends[0].inside | ends[0].unsure) & valid & !above;
             positions_of(0, open).for_each(|t| self.open[t].push(i));
@@ -355,7 +355,7 @@ impl<'a, E: Element> Part<'a, E> {
     fn tile(&mut self, tile: usize, open: &[usize]) -> Result<()> {
         let search = self.search;
         let start = tile * TILE;
-        let valid = bits_of(start, &(0..search.tree.len()));
+        let valid = bits_of(start, &(0..search.tree.kept()));
         self.ends.clear();
         self.ends.extend(open.iter().flat_map(|i| [2 * self.active[*i], 2 * self.active[*i] + 1]));
         self.answers.resize(self.ends.len(), Decision::default());

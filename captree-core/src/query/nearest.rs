@@ -118,7 +118,7 @@ impl Tree {
         // Enough blocks for every thread, few enough that a block shares the codes it loads.
         let block = count.div_ceil(call.threads()).clamp(1, BLOCK);
         let all: Vec<usize> = (0..count).collect();
-        let (error, k_found) = (f32_error(self.dim), k.min(self.len()));
+        let (error, k_found) = (f32_error(self.dim), k.min(self.kept()));
         let best: Vec<Vec<Entry>> = call
             .run(|| {
                 with_elements!(&self.vectors, array => {
@@ -186,7 +186,7 @@ impl<E: Element> Search<'_, E> {
         }
         // Neighbors in tree order are siblings: enough of them that the first threshold means something.
         let (leaf, around) = (self.tree.nodes[i].range(), (4 * self.k).max(TILE));
-        let range = leaf.start.saturating_sub(around)..(leaf.end + around).min(self.tree.len());
+        let range = leaf.start.saturating_sub(around)..(leaf.end + around).min(self.tree.kept());
         for positions in range.clone().collect::<Vec<_>>().chunks(TILE) {
             self.consider(positions, query)?;
         }
@@ -214,7 +214,7 @@ impl<E: Element> Block<'_, E> {
     /// Per tile, the queries that may have some of their best rows there.
     fn tiles(&mut self) -> Result<Vec<Vec<u32>>> {
         let all: Vec<u32> = (0..self.queries.len() as u32).collect();
-        let count = self.search.tree.len().div_ceil(TILE);
+        let count = self.search.tree.kept().div_ceil(TILE);
         let mut open: Vec<Vec<u32>> = vec![Vec::new(); count];
         self.decisions.resize(all.len(), Decision::default());
         for group in 0..count.div_ceil(TILE) {
@@ -231,7 +231,7 @@ impl<E: Element> Block<'_, E> {
     /// Looks at the rows of a tile for some queries, and moves their thresholds.
     fn tile(&mut self, tile: usize, queries: &[u32]) -> Result<()> {
         let start = tile * TILE;
-        let valid = bits_of(start, &(0..self.search.tree.len()));
+        let valid = bits_of(start, &(0..self.search.tree.kept()));
         self.decisions.resize(queries.len(), Decision::default());
         self.levels.decide(&self.codes, tile, queries, valid, &mut self.decisions)?;
         for (q, decision) in queries.iter().zip(&self.decisions) {

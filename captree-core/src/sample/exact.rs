@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::memory::filled;
 use crate::scan::{BATCH, RowDecider, Scan, Sink, positions_of};
 use crate::store::Array;
-use crate::tree::Tree;
+use crate::tree::{SKIPPED, Tree};
 use crate::vectors::{row, with_elements};
 
 /// Tries that every cap may take at first: most caps need few.
@@ -129,10 +129,12 @@ impl<E: Element> Sampler<'_, E> {
     fn rest(&self, batch: &mut [Draws<'_>]) -> Result<()> {
         let numbers: Vec<usize> = batch.iter().map(|draws| draws.cap).collect();
         let scan = Scan::new(self.tree, self.caps, &numbers, self.call)?;
-        let (n, pilots) = (self.tree.len(), Pilots::of(self.tree.len()));
+        let (n, pilots) = (self.tree.len(), Pilots::of(self.tree.kept()));
+        // Rows of an order that the pilot set stands for: tries meet rows that were skipped, too.
+        let tested = (pilots.rows as u128 * n as u128 / self.tree.kept() as u128) as usize;
         batch.par_iter_mut().zip(pilots.met(&scan)?).try_for_each(|(draws, met)| {
-            self.tries(draws, 0, Tested { rows: pilots.rows, inside: met.surely() })?;
-            draws.expected = draws.expected.max(met.rows * n / pilots.rows.max(1));
+            self.tries(draws, 0, Tested { rows: tested, inside: met.surely() })?;
+            draws.expected = draws.expected.max(met.rows * n / tested.max(1));
             self.call.add(u64::from(draws.unfinished.is_empty()));
             Ok(())
         })?;
@@ -223,12 +225,13 @@ impl<E: Element> Sampler<'_, E> {
 
     /// Bit `i` of the result: row `rows[i]` lies inside the decider's one cap.
     fn inside(&self, decider: &mut RowDecider<'_>, rows: &[u32]) -> Result<u64> {
-        let mut positions = [0; TOGETHER];
-        for (position, row) in positions.iter_mut().zip(rows) {
-            *position = self.tree.positions.get(*row as usize)? as usize;
+        let (mut positions, mut kept) = ([0; TOGETHER], 0);
+        for (bit, row) in rows.iter().enumerate() {
+            let position = self.tree.positions.get(*row as usize)?;
+            positions[bit] = position as usize;
+            kept |= u64::from(position != SKIPPED) << bit;
         }
-        let all = u64::MAX >> (64 - rows.len());
-        decider.decide_some(0, all, |bit| row(self.array, positions[bit], self.tree.dim))
+        decider.decide_some(0, kept, |bit| row(self.array, positions[bit], self.tree.dim))
     }
 
     /// Completes the draws of a cap from the rows inside.

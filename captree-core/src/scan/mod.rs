@@ -136,7 +136,7 @@ impl<'a, O: Observer> Scan<'a, O> {
         let chunks: Vec<&[usize]> = tiles.chunks(TILE).collect();
         self.tasks(chunks.len(), sink, |block, task, sink| {
             self.control.check()?;
-            let range = 0..self.tree.len();
+            let range = 0..self.tree.kept();
             with_elements!(&self.tree.vectors, array => {
                 Task::new(self.caps, array, block, range, self.observer).some(chunks[task], block.caps.len(), sink)
             })
@@ -188,7 +188,7 @@ impl<'a, O: Observer> Scan<'a, O> {
 
 /// Roots of the subtrees that make a task each, in tree order.
 fn subtrees(tree: &Tree) -> Vec<usize> {
-    let most = TASK_ROWS.max(tree.len() / TASK_SHARE);
+    let most = TASK_ROWS.max(tree.kept() / TASK_SHARE);
     let mut found = Vec::new();
     let mut stack = vec![0];
     while let Some(i) = stack.pop() {

@@ -37,6 +37,7 @@ mod manifest;
 mod map;
 mod npy;
 mod scratch;
+mod sibling;
 mod writer;
 
 pub use array::Array;

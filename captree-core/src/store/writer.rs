@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::IgnoredAny;
-use tempfile::TempDir;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::manifest::{self, ArrayEntry, Body, TableEntry, to_hex};
 use super::npy::Layout;
+use super::sibling::{NEW, OLD, Sibling, failed, parent, remove_leftovers};
 use super::{CHUNK_BYTES, Element, MANIFEST_FILE, TABLE_NAME, file_name, is_valid_name};
 use crate::error::{Error, Result};
 
@@ -21,11 +21,12 @@ const SYNC_BYTES: usize = 128 << 20;
 
 /// Writes arrays one after the other; nothing appears at the path before [`FolderWriter::finish`].
 ///
-/// Dropped before that, it removes what it wrote. A process that is killed leaves a hidden folder `.<name>.new-*`.
+/// Dropped before that, it removes what it wrote. A process that is killed leaves a hidden folder `.<name>.new-*`,
+/// which the next writer of the same path removes.
 #[derive(Debug)]
 pub struct FolderWriter {
     target: PathBuf,
-    temp: TempDir,
+    temp: Sibling,
     arrays: Vec<ArrayEntry>,
     checksums: Vec<u64>,
     unfinished: Option<String>,
@@ -33,14 +34,20 @@ pub struct FolderWriter {
 
 impl FolderWriter {
     /// Starts a folder that will be at `path`. A tree that is there already stays as it is until
-    /// [`finish`](FolderWriter::finish) replaces it; a link to one is followed.
+    /// [`finish`](FolderWriter::finish) replaces it, and so does an empty folder; a link to one is followed.
     ///
     /// # Errors
     /// [`Error::Io`] if the parent folder is missing or not writable, or if `path` holds anything but a readable
     /// captree tree, which is then left untouched.
     pub fn create(path: &Path) -> Result<Self> {
-        let target = if replaces(path)? { path.canonicalize().map_err(|e| failed(path, e))? } else { path.to_owned() };
-        let temp = sibling(&target, "new")?;
+        let target = match path.canonicalize() {
+            Ok(found) => found,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => path.to_owned(),
+            Err(e) => return Err(failed(path, e)),
+        };
+        remove_leftovers(&target);
+        occupant(path)?;
+        let temp = Sibling::create(&target, NEW)?;
         Ok(FolderWriter { target, temp, arrays: Vec::new(), checksums: Vec::new(), unfinished: None })
     }
 
@@ -211,39 +218,27 @@ impl ChunkedFile {
     }
 }
 
-fn failed(target: &Path, source: io::Error) -> Error {
-    Error::io(format!("cannot write the tree {}", target.display()), source)
+/// What is at a path that a tree may replace.
+enum Occupant {
+    Nothing,
+    EmptyFolder,
+    Tree,
 }
 
-/// A new hidden folder beside `target`, on its file system; removed when dropped.
-fn sibling(target: &Path, kind: &str) -> Result<TempDir> {
-    let Some(name) = target.file_name() else {
-        return Err(failed(target, io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name")));
-    };
-    let prefix = format!(".{}.{kind}-", name.to_string_lossy());
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix);
-    // It becomes the tree, so it is as open to others as any new folder, unlike other temporary ones.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(parent(target)).map_err(|e| failed(target, e))
-}
-
-fn parent(target: &Path) -> &Path {
-    target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Whether there is a tree at `path`; fails if there is anything else, or files that are not the tree's: replacing a
-/// tree removes its folder, and that must not take anything else with it.
-fn replaces(path: &Path) -> Result<bool> {
+/// Looks at what is at `path`; fails if it is neither a tree nor an empty folder, or holds files that are not the
+/// tree's: replacing a tree removes its folder, and that must not take anything else with it.
+fn occupant(path: &Path) -> Result<Occupant> {
     let refused = |reason: String| {
         let source = io::Error::new(io::ErrorKind::AlreadyExists, reason);
         Err(Error::io(format!("cannot write a tree to {}, nothing there was touched", path.display()), source))
     };
     match path.symlink_metadata() {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
         other => other.map_err(|e| failed(path, e))?,
     };
+    if path.read_dir().is_ok_and(|mut entries| entries.next().is_none()) {
+        return Ok(Occupant::EmptyFolder);
+    }
     let body = match manifest::read::<IgnoredAny>(path) {
         Ok(found) => found.body,
         Err(e) => return refused(format!("it exists and is not a tree that can be replaced ({e})")),
@@ -256,24 +251,30 @@ fn replaces(path: &Path) -> Result<bool> {
             return refused(format!("beside the tree, it holds {}", name.display()));
         }
     }
-    Ok(true)
+    Ok(Occupant::Tree)
 }
 
 /// Renames the finished folder to `target`, replacing the tree that is there.
-fn install(temp: TempDir, target: &Path) -> Result<()> {
-    let old = if replaces(target)? {
-        let aside = sibling(target, "old")?;
-        fs::rename(target, aside.path().join("tree")).map_err(|e| failed(target, e))?;
-        Some(aside)
-    } else {
-        None
+fn install(temp: Sibling, target: &Path) -> Result<()> {
+    let old = match occupant(target)? {
+        Occupant::Nothing => None,
+        Occupant::EmptyFolder => {
+            fs::remove_dir(target).map_err(|e| failed(target, e))?;
+            None
+        }
+        Occupant::Tree => {
+            let aside = Sibling::create(target, OLD)?;
+            fs::rename(target, aside.tree()).map_err(|e| failed(target, e))?;
+            Some(aside)
+        }
     };
     if let Err(e) = fs::rename(temp.path(), target) {
         if let Some(aside) = old
-            && fs::rename(aside.path().join("tree"), target).is_err()
+            && fs::rename(aside.tree(), target).is_err()
         {
             // Whatever happened, the old tree is not ours to lose.
-            let kept = aside.keep().join("tree");
+            let kept = aside.tree();
+            aside.keep();
             return Err(failed(
                 target,
                 io::Error::new(e.kind(), format!("{e}; the old tree is at {}", kept.display())),
@@ -282,7 +283,7 @@ fn install(temp: TempDir, target: &Path) -> Result<()> {
         return Err(failed(target, e));
     }
     // Its name is free again, and not ours to clean up.
-    let _ = temp.keep();
+    temp.keep();
     sync_folder(parent(target));
     match old.map(|aside| (aside.path().to_owned(), aside.close())) {
         Some((aside, Err(e))) => Err(Error::io(

@@ -2,16 +2,27 @@
 
 use super::{Norms, Params};
 use crate::element::Storage;
-use crate::limits::{MAX_DIM, MAX_FANOUT, MIN_FANOUT, Precision};
+use crate::limits::{MAX_DIM, MAX_FANOUT, MAX_ROWS, MIN_FANOUT, Precision};
 use crate::sketch::{Fold, LONGEST, MAX_SECOND, MAX_STEP, Sketch, Steps, TERMS, TILE, Widths, padded, wide_bytes};
 use crate::vectors::NormRange;
+
+/// How many rows a tree is over, and of how many dims.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Extent {
+    /// Row numbers, those of skipped rows included.
+    pub rows: usize,
+    pub skipped: usize,
+    pub dim: usize,
+}
 
 /// The manifest's description of a tree.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Meta {
     pub writer: String,
+    /// Row numbers, those of skipped rows included.
     pub rows: usize,
+    pub skipped: usize,
     pub dim: usize,
     pub storage: Storage,
     pub nodes: usize,
@@ -29,7 +40,7 @@ pub(crate) struct Meta {
 
 impl Meta {
     pub fn new(
-        (rows, dim): (usize, usize),
+        Extent { rows, skipped, dim }: Extent,
         storage: Storage,
         params: &Params,
         norms: Norms,
@@ -40,6 +51,7 @@ impl Meta {
         Meta {
             writer: concat!("captree ", env!("CARGO_PKG_VERSION")).into(),
             rows,
+            skipped,
             dim,
             storage,
             nodes,
@@ -61,13 +73,14 @@ impl Meta {
     }
 
     pub fn sketch_shapes(&self) -> SketchShapes {
-        let (tiles, groups) = (self.rows.div_ceil(TILE), padded(self.widths.second) / 4);
+        let kept = self.rows - self.skipped;
+        let (tiles, groups) = (kept.div_ceil(TILE), padded(self.widths.second) / 4);
         SketchShapes {
             tile_codes: [tiles.div_ceil(TILE), groups, TILE, 4],
             tile_terms: [tiles.div_ceil(TILE), TERMS],
             row_codes: [tiles, groups, TILE, 4],
             row_terms: [tiles, TERMS],
-            wide_codes: [self.rows, wide_bytes(self.widths)],
+            wide_codes: [kept, wide_bytes(self.widths)],
         }
     }
 
@@ -75,7 +88,7 @@ impl Meta {
     pub fn fault(&self) -> Option<String> {
         let unit =
             |r: NormRange| (r.low - 1.0).abs().max((r.high - 1.0).abs()) <= 2.0 * Precision::BFloat16.tolerance();
-        if self.rows == 0 || self.nodes == 0 || !(1..=MAX_DIM).contains(&self.dim) {
+        if self.rows <= self.skipped || self.rows > MAX_ROWS || self.nodes == 0 || !(1..=MAX_DIM).contains(&self.dim) {
             return Some(format!("expected rows, nodes and 1 to {MAX_DIM} dims, found {self:?}"));
         }
         if Params::new(self.fanout, Some(self.leaf_size), self.seed).is_err() {

@@ -9,7 +9,7 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 
-pub(crate) use meta::Meta;
+pub(crate) use meta::{Extent, Meta};
 pub use nodes::NodeRecord;
 pub use params::Params;
 pub(crate) use persist::{Arrays, write};
@@ -27,6 +27,9 @@ use crate::vectors::{NormRange, Vectors, row};
 /// Rows that are gathered into tree order at a time.
 const GATHER: usize = 4096;
 
+/// The tree position of a row that was skipped.
+pub(crate) const SKIPPED: i64 = -1;
+
 /// An index over unit vectors. Immutable; every method may run on many threads at once.
 pub struct Tree {
     pub(crate) dim: usize,
@@ -34,7 +37,7 @@ pub struct Tree {
     pub(crate) vectors: Vectors,
     /// Tree position -> row.
     pub(crate) rows: Array<i64>,
-    /// Row -> tree position.
+    /// Row -> tree position, or [`SKIPPED`].
     pub(crate) positions: Array<i64>,
     pub(crate) nodes: Vec<NodeRecord>,
     /// The nodes where they came from, to check them again.
@@ -65,14 +68,32 @@ pub(crate) struct Parts {
 }
 
 impl Tree {
-    /// Number of rows.
+    /// How many row numbers there are: rows are 0 to one less, those that were skipped included.
     pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Whether there are no rows; there always is one.
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
+    /// How many rows were kept, which are all but those that were skipped.
+    pub fn kept(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether the tree holds no rows; it always holds one.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+    pub(crate) fn extent(&self) -> Extent {
+        Extent { rows: self.len(), skipped: self.len() - self.kept(), dim: self.dim }
+    }
+
+    /// The rows that were skipped when the tree was built, in rising order: they keep their number and lie in no cap.
+    pub fn skipped(&self) -> Result<Vec<i64>> {
+        if self.kept() == self.len() {
+            return Ok(Vec::new());
+        }
+        let positions = self.positions.slice(0..self.len())?;
+        Ok((0..).zip(positions).filter(|(_, p)| **p == SKIPPED).map(|(row, _)| row).collect())
     }
 
     /// Number of dimensions.
@@ -106,12 +127,18 @@ impl Tree {
         self.rows.slice(record.range())
     }
 
-    /// Tree positions of rows. Errors: [`Error::RowOutOfRange`].
+    /// Tree positions of rows. Errors: [`Error::RowOutOfRange`], for rows that were skipped too.
     pub fn positions_of(&self, rows: &[i64]) -> Result<Vec<usize>> {
         rows.iter()
-            .map(|r| match usize::try_from(*r) {
-                Ok(i) if i < self.len() => Ok(self.positions.get(i)? as usize),
-                _ => Err(Error::out_of_range("rows", self.len(), r)),
+            .map(|row| match usize::try_from(*row) {
+                Ok(i) if i < self.len() => match self.positions.get(i)? {
+                    SKIPPED => Err(Error::RowOutOfRange {
+                        expected: "rows with vectors".into(),
+                        got: format!("{row}, which was skipped when the tree was built"),
+                    }),
+                    position => Ok(position as usize),
+                },
+                _ => Err(Error::out_of_range("rows", self.len(), row)),
             })
             .collect()
     }

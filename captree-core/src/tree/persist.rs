@@ -28,10 +28,10 @@ pub(crate) fn write<E: Element>(
     mut writer: FolderWriter,
     meta: &Meta,
     arrays: &Arrays<'_>,
-    n: usize,
     control: &Control,
     chunk: impl Fn(Range<usize>) -> Result<Vec<E>>,
 ) -> Result<()> {
+    let n = meta.rows - meta.skipped;
     control.phase("write", n as u64);
     let mut vectors = writer.array::<E>("vectors", &[n, meta.dim])?;
     for start in (0..n).step_by(GATHER) {
@@ -45,7 +45,7 @@ pub(crate) fn write<E: Element>(
     let Sketch { basis, steps: _, fold: _, tile_codes, tile_terms, row_codes, row_terms, wide_codes, farthest: _ } =
         arrays.sketch;
     put(&mut writer, "rows", &[n], arrays.rows, control)?;
-    put(&mut writer, "positions", &[n], arrays.positions, control)?;
+    put(&mut writer, "positions", &[meta.rows], arrays.positions, control)?;
     put(&mut writer, "nodes", &[arrays.nodes.len()], arrays.nodes, control)?;
     put(&mut writer, "centers", &[arrays.nodes.len(), meta.dim], arrays.centers, control)?;
     put(&mut writer, "sketch_mean", &[meta.dim], &basis.mean, control)?;
@@ -114,13 +114,14 @@ impl Tree {
         if let Some(reason) = meta.fault() {
             return Err(Error::Corrupt { path: path.to_owned(), reason });
         }
+        let kept = meta.rows - meta.skipped;
         let vectors = match meta.storage {
-            Storage::Float16 => Vectors::F16(folder.array("vectors", &[meta.rows, meta.dim])?),
-            Storage::Float32 => Vectors::F32(folder.array("vectors", &[meta.rows, meta.dim])?),
+            Storage::Float16 => Vectors::F16(folder.array("vectors", &[kept, meta.dim])?),
+            Storage::Float32 => Vectors::F32(folder.array("vectors", &[kept, meta.dim])?),
         };
         let parts = Parts {
             vectors,
-            rows: folder.array("rows", &[meta.rows])?,
+            rows: folder.array("rows", &[kept])?,
             positions: folder.array("positions", &[meta.rows])?,
             nodes: folder.array("nodes", &[meta.nodes])?,
             centers: folder.array("centers", &[meta.nodes, meta.dim])?,
@@ -134,18 +135,17 @@ impl Tree {
     /// Errors: [`Error::Io`], [`Error::InvalidParameter`] if something that is no tree lies there, and what reading
     /// gives.
     pub fn save(&self, path: &Path, call: &Call) -> Result<()> {
-        let n = self.len();
-        let meta = Meta::new((n, self.dim), self.storage(), &self.params, self.norms, self.nodes.len(), &self.sketch);
+        let meta = Meta::new(self.extent(), self.storage(), &self.params, self.norms, self.nodes.len(), &self.sketch);
         let arrays = Arrays {
-            rows: self.rows.slice(0..n)?,
-            positions: self.positions.slice(0..n)?,
+            rows: self.rows.slice(0..self.kept())?,
+            positions: self.positions.slice(0..self.len())?,
             nodes: &self.nodes,
             centers: self.centers()?,
             sketch: &self.sketch,
         };
         let d = self.dim;
         call.run(|| {
-            with_elements!(&self.vectors, a => write(FolderWriter::create(path)?, &meta, &arrays, n, call, |range| {
+            with_elements!(&self.vectors, a => write(FolderWriter::create(path)?, &meta, &arrays, call, |range| {
                 Ok(a.slice(range.start * d..range.end * d)?.to_vec())
             }))
         })

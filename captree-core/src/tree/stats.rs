@@ -8,8 +8,10 @@ use crate::sketch::IntKernels;
 /// What [`Tree::stats`] tells.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stats {
-    /// Number of rows.
+    /// Number of rows, those that were skipped included.
     pub rows: usize,
+    /// Rows that were skipped.
+    pub skipped: usize,
     /// Number of dimensions.
     pub dim: usize,
     /// dtype of the stored rows.
@@ -55,6 +57,7 @@ impl Tree {
         let in_memory = vector_bytes + links + self.sketch.bytes();
         Ok(Stats {
             rows: self.len(),
+            skipped: self.len() - self.kept(),
             dim: self.dim,
             storage: self.storage().name(),
             fanout: self.params.fanout,
@@ -64,7 +67,7 @@ impl Tree {
             leaves: leaves.len(),
             depth: self.nodes.iter().map(|n| n.depth).max().unwrap_or(0) as usize,
             leaf_rows_min: leaves.iter().map(|n| n.rows).min().unwrap_or(0) as usize,
-            leaf_rows_mean: self.len() as f64 / leaves.len() as f64,
+            leaf_rows_mean: self.kept() as f64 / leaves.len() as f64,
             leaf_rows_max: leaves.iter().map(|n| n.rows).max().unwrap_or(0) as usize,
             leaf_max_cos_distance_median: bounds[bounds.len() / 2],
             bytes: if self.path.is_some() { self.bytes } else { in_memory + size_of_val(&self.nodes[..]) as u64 },

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::nodes::fault;
-use super::{NodeRecord, Tree};
+use super::{NodeRecord, SKIPPED, Tree};
 use crate::caps::RowTest;
 use crate::control::{Call, Control};
 use crate::distance::{Kernels, TILE, f32_error};
@@ -14,7 +14,7 @@ use crate::store::Array;
 use crate::vectors::{norm, row, rows, with_elements};
 
 impl Tree {
-    /// Checks every checksum and invariant: the links between nodes, that rows and positions are permutations of each
+    /// Checks every checksum and invariant: the links between nodes, that rows and positions are inverse to each
     /// other, that every stored row and every center has the norm the bounds rely on, that no leaf is larger than
     /// `leaf_size`, that every row lies in the cap of every node above it, in exact arithmetic, and that codes and
     /// terms of the sketches keep what their bounds promise.
@@ -31,7 +31,7 @@ impl Tree {
             self.positions.verify(call)?;
             self.centers.verify(call)?;
             self.sketch.verify(call)?;
-            if let Some(reason) = fault(&self.nodes, self.len()) {
+            if let Some(reason) = fault(&self.nodes, self.kept()) {
                 return Err(self.corrupt(reason));
             }
             self.verify_permutation()?;
@@ -51,8 +51,13 @@ impl Tree {
     }
 
     fn verify_permutation(&self) -> Result<()> {
-        let (rows, positions) = (self.rows.slice(0..self.len())?, self.positions.slice(0..self.len())?);
-        // positions[rows[p]] = p for all p makes `rows` one-to-one, and `positions` its inverse.
+        let (rows, positions) = (self.rows.slice(0..self.kept())?, self.positions.slice(0..self.len())?);
+        let skipped = positions.iter().filter(|p| **p == SKIPPED).count();
+        if skipped != self.len() - self.kept() {
+            let reason = format!("expected {} rows without a position, found {skipped}", self.len() - self.kept());
+            return Err(self.corrupt(reason));
+        }
+        // positions[rows[p]] = p for all p makes `rows` one-to-one, and `positions` its inverse where it has one.
         let broken = rows
             .iter()
             .enumerate()
@@ -87,7 +92,7 @@ impl Tree {
     }
 
     fn verify_sketches<E: Element>(&self, array: &Array<E>, control: &Control) -> Result<()> {
-        let n = self.len();
+        let n = self.kept();
         control.phase("sketches", n as u64);
         let check = |fault: Option<String>| fault.map_or(Ok(()), |reason| Err(self.corrupt(reason)));
         check(self.sketch.basis_fault())?;

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from captree._paths import absolute, files_below
+from captree.errors import CaptreeError
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from genmodel.errors import ConfigError, DataError, InputError
@@ -54,12 +56,15 @@ class ImageSource(abc.ABC):
 
 
 class FolderSource(ImageSource):
-    """All image files below a folder, ordered by their path."""
+    """Image files below a folder, named by their path in it.
 
-    def __init__(self, folder: Path) -> None:
+    `files` are those to take, in their order; without it all that have an ending of `EXTENSIONS`, in natural order.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[Path] | None = None) -> None:
         self.folder = folder
-        found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-        self.paths = sorted(found)
+        found = _below(folder) if files is None else files
+        self.paths = [path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in EXTENSIONS]
 
     def read(self, position: int) -> bytes:
         """The bytes of one file."""
@@ -70,10 +75,11 @@ class ParquetSource(ImageSource):
     """A column of encoded images in one or more Parquet files.
 
     The column is `column`, or the only one that holds bytes (``binary``, or the ``struct<bytes, path>`` of Hugging Face
-    data sets). A string column ``path``, where there is one, names the images.
+    data sets). A string column ``path`` or ``key``, where there is one, names the images; otherwise the file does, by
+    its path below `root`, and the row.
     """
 
-    def __init__(self, files: Sequence[Path], column: str | None = None) -> None:
+    def __init__(self, files: Sequence[Path], column: str | None = None, root: Path | None = None) -> None:
         self.files = [pq.ParquetFile(path, memory_map=True) for path in files]
         self.column = column or _bytes_column(files[0], self.files[0].schema_arrow)
         self.groups: list[tuple[int, int, int]] = []  # first position, file, row group
@@ -83,7 +89,7 @@ class ParquetSource(ImageSource):
             if self.column not in schema.names:
                 raise DataError(f"{path}: expected a column {self.column!r}, got {schema.names}")
             first = len(paths)
-            paths += _parquet_names(path, file, self.column)
+            paths += _parquet_names(_name(path, root), file, self.column)
             for group in range(file.num_row_groups):
                 self.groups.append((first, number, group))
                 first += file.metadata.row_group(group).num_rows
@@ -111,9 +117,12 @@ class ParquetSource(ImageSource):
 
 
 class TarSource(ImageSource):
-    """Image members of one or more uncompressed tar files (webdataset shards), in the order they were written."""
+    """Image members of one or more uncompressed tar files (webdataset shards), in the order they were written.
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    Of several files, the members' names begin with the file's path below `root`.
+    """
+
+    def __init__(self, files: Sequence[Path], root: Path | None = None) -> None:
         self.files = list(files)
         self.paths = paths = []
         self._places: list[tuple[int, int, int]] = []  # file, offset, length
@@ -122,7 +131,7 @@ class TarSource(ImageSource):
                 with tarfile.open(path, "r:") as tar:
                     for member in tar:
                         if member.isfile() and Path(member.name).suffix.lower() in EXTENSIONS:
-                            paths.append(member.name if len(files) == 1 else f"{path.name}/{member.name}")
+                            paths.append(member.name if len(files) == 1 else f"{_name(path, root)}/{member.name}")
                             self._places.append((number, member.offset_data, member.size))
             except tarfile.TarError as error:
                 raise DataError(f"{path}: expected an uncompressed tar file: {error}") from error
@@ -158,40 +167,60 @@ class ArraySource(ImageSource):
 
 
 def open_images(source: str | Path | ImageSource, column: str | None = None) -> ImageSource:
-    """Open `source`: a folder of images, of .parquet or of .tar files, one such file, or a source that is open.
+    """Open `source`: a folder of images, of Parquet or of tar files, one such file, or a source that is open.
 
-    `column` names the Parquet column. Raises DataError when nothing is there and ConfigError when a folder holds more
-    than one kind.
+    Folders are read with their subfolders, in natural order (``9.tar`` before ``10.tar``), without what begins with
+    ``.`` or ``_``. They may be as img2dataset writes them: Parquet files without images, beside tars or loose images,
+    are its notes and are left out.
+
+    `column` names the Parquet column. Raises DataError when nothing is there or something cannot be read, and
+    ConfigError when a folder holds more than one kind.
     """
     if isinstance(source, ImageSource):
         return source
-    path = Path(source)
+    path = Path(absolute("images", source))
     if not path.exists():
         raise DataError(f"no such file or folder: {path}")
     opened: ImageSource
-    if path.is_file():
-        if path.suffix == ".parquet":
-            opened = ParquetSource([path], column)
-        elif path.suffix == ".tar":
-            opened = TarSource([path])
-        elif path.suffix == ".npy":
-            opened = ArraySource(np.load(path, mmap_mode="r"))
-        else:
-            raise ConfigError(f"expected a folder, a .parquet, a .tar or an .npy file of images, got {path}")
+    if path.is_dir():
+        opened = _open_folder(path, column)
+    elif path.suffix == ".parquet":
+        opened = ParquetSource([path], column)
+    elif path.suffix == ".tar":
+        opened = TarSource([path])
+    elif path.suffix == ".npy":
+        opened = ArraySource(np.load(path, mmap_mode="r"))
     else:
-        packed = {suffix: sorted(path.glob(f"*{suffix}")) for suffix in (".parquet", ".tar")}
-        present = [suffix for suffix, files in packed.items() if files]
-        if len(present) > 1:
-            raise ConfigError(f"{path} holds .parquet and .tar files: name the one kind by its own folder")
-        if present == [".parquet"]:
-            opened = ParquetSource(packed[".parquet"], column)
-        elif present == [".tar"]:
-            opened = TarSource(packed[".tar"])
-        else:
-            opened = FolderSource(path)
+        raise ConfigError(f"expected a folder, a .parquet, a .tar or an .npy file of images, got {path}")
     if len(opened) == 0:
         raise DataError(f"{path} holds no images (known endings: {', '.join(EXTENSIONS)})")
     return opened
+
+
+def _open_folder(folder: Path, column: str | None) -> ImageSource:
+    files = _below(folder)
+    tars = [file for file in files if file.suffix.lower() == ".tar"]
+    images = [file for file in files if file.suffix.lower() in EXTENSIONS]
+    tables = [file for file in files if file.suffix.lower() == ".parquet"]
+    if tars or images:
+        tables = [file for file in tables if _holds_images(file, column)]
+    present = [what for what, found in (("tar files", tars), ("loose images", images), ("Parquet", tables)) if found]
+    if len(present) > 1:
+        raise ConfigError(f"{folder} holds images in {' and '.join(present)}: name the one kind by its own folder")
+    if tars:
+        return TarSource(tars, folder)
+    return ParquetSource(tables, column, folder) if tables else FolderSource(folder, images)
+
+
+def _below(folder: Path) -> list[Path]:
+    try:
+        return list(files_below(folder))
+    except (CaptreeError, OSError) as error:
+        raise DataError(str(error)) from error
+
+
+def _name(path: Path, root: Path | None) -> str:
+    return path.name if root is None else path.relative_to(root).as_posix()
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -199,7 +228,7 @@ def decode_image(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            upright = _eight_bits(ImageOps.exif_transpose(image))
             if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
                 rgba = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -209,6 +238,16 @@ def decode_image(data: bytes) -> Image.Image:
     # On damaged files Pillow raises nearly anything: OSError, SyntaxError, ValueError, struct.error, its bomb error.
     except Exception as error:
         raise DataError(f"{type(error).__name__}: {error}") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey images of 16 bits in 8: Pillow would cut them off at 255 and show white. Other images as they are."""
+    if not (image.mode.startswith("I;16") or image.mode == "I"):
+        return image
+    grey = np.asarray(image).astype(np.int64)
+    if image.mode == "I" and (grey.min() < 0 or grey.max() > 65_535):
+        raise DataError(f"expected grey values of 16 bits, got {grey.min()} to {grey.max()}")
+    return Image.fromarray(((grey * 255 + 32_767) // 65_535).astype(np.uint8))
 
 
 def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
@@ -288,23 +327,33 @@ def load_squares(
     return images[: len(read)], np.array(read, np.int64)
 
 
-def _bytes_column(path: Path, schema: pa.Schema) -> str:
-    names = [
+def _byte_columns(schema: pa.Schema) -> list[str]:
+    return [
         field.name
         for field in schema
         if pa.types.is_binary(field.type)
         or pa.types.is_large_binary(field.type)
         or (pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
     ]
+
+
+def _bytes_column(path: Path, schema: pa.Schema) -> str:
+    names = _byte_columns(schema)
     if len(names) != 1:
         raise ConfigError(f"{path}: expected one column of bytes, got {names or schema.names}; name it with column=")
     return str(names[0])
 
 
-def _parquet_names(path: Path, file: pq.ParquetFile, column: str) -> list[str]:
+def _holds_images(path: Path, column: str | None) -> bool:
+    schema = pq.read_schema(path)
+    return column in schema.names if column is not None else bool(_byte_columns(schema))
+
+
+def _parquet_names(name: str, file: pq.ParquetFile, column: str) -> list[str]:
     schema = file.schema_arrow
-    kind = schema.field("path").type if "path" in schema.names and column != "path" else None
-    if kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        names = file.read(columns=["path"])["path"].to_pylist()
-        return [name if name is not None else f"{path.name}#{row}" for row, name in enumerate(names)]
-    return [f"{path.name}#{row}" for row in range(file.metadata.num_rows)]
+    for naming in ("path", "key"):
+        kind = schema.field(naming).type if naming in schema.names and column != naming else None
+        if kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            names = file.read(columns=[naming])[naming].to_pylist()
+            return [text if text is not None else f"{name}#{row}" for row, text in enumerate(names)]
+    return [f"{name}#{row}" for row in range(file.metadata.num_rows)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from captree._paths import absolute
 
 from genmodel.checkpoint import find_checkpoint, read_tensors, save_checkpoint, step_folders
 from genmodel.data import PRIORS
@@ -288,6 +289,10 @@ def train(config: TrainConfig, shards: Shards | None = None) -> TrainReport:
 def _train(config: TrainConfig, shards: Shards | None, world: World, stop: Stop, began: float) -> TrainReport:
     if world.device.type == "cpu":
         keep_memory()
+    # Checkpoints name these: they must mean the same from another folder.
+    places = {name: getattr(config, name) for name in ("data", "out", "tree", "pairs")}
+    found = {name: absolute(name, place) for name, place in places.items() if place}
+    config = dataclasses.replace(config, **found)
     if shards is None:
         from genmodel.shards import open_shards
 

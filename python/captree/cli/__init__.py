@@ -15,7 +15,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from captree.cli._parser import UsageError, make_parser
+from captree.cli._parser import UsageError
+from captree.cli._text import printable
+from captree.cli._verbs import make_parser
 from captree.errors import CaptreeError, InternalError
 
 __all__ = ["main"]
@@ -73,7 +75,7 @@ def _message(error: BaseException, args: argparse.Namespace) -> str:
         text = "not enough memory"
     else:
         text = str(error) or type(error).__name__
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _fail(message: str, status: int) -> int:

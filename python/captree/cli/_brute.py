@@ -15,12 +15,12 @@ _BLOCK_BYTES = 128 << 20
 _PAIRS = 8192
 
 
-def blocks(tree: captree.Tree) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The stored vectors as float32, in blocks of bounded size, each with its first row number."""
+def blocks(tree: captree.Tree) -> Iterator[NDArray[np.float32]]:
+    """The stored vectors as float32, in blocks of bounded size."""
     step = max(1, _BLOCK_BYTES // (4 * tree.dim))
-    for start in range(0, len(tree), step):
-        rows = np.arange(start, min(start + step, len(tree)))
-        yield start, tree.take(rows).astype(np.float32)
+    kept = np.setdiff1d(np.arange(len(tree)), tree.skipped)
+    for start in range(0, kept.size, step):
+        yield tree.take(kept[start : start + step]).astype(np.float32)
 
 
 def count(
@@ -38,7 +38,7 @@ def count(
     surely, maybe = (least + margin).astype(np.float32), (least - margin).astype(np.float32)
     counts = np.zeros(len(bounds), dtype=np.int64)
     seconds = 0.0
-    for _, block in blocks(tree):
+    for block in blocks(tree):
         began = time.perf_counter()
         dots = centers @ block.T
         counts += np.count_nonzero(dots >= surely, axis=1)

@@ -16,8 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import captree
-from captree._inputs import Rows, matrix, slices
-from captree.cli._files import read_columns, read_npy
+from captree._arrays import matrix
+from captree._files import load_npy
+from captree._inputs import slices
+from captree._paths import absolute
+from captree._rows import Reading, Rows
+from captree.cli._files import read_columns
 from captree.cli._parser import UsageError, add_seed, number_list, positive, whole_list
 from captree.errors import InvalidParameterError
 
@@ -90,7 +94,7 @@ def read_caps(args: argparse.Namespace, tree: captree.Tree, training: int | None
 
     own: NDArray[np.float64] | None = None
     if args.centers:
-        centers, own, names = _from_file(Path(args.centers), args.column, args.normalize)
+        centers, own, names = _from_file(Path(absolute("CENTERS", args.centers)), args)
     elif rows:
         centers, names = _unit(tree.take(np.array(rows, dtype=np.int64))), [f"row {row}" for row in rows]
     else:
@@ -121,26 +125,28 @@ def _make(kind: str, centers: NDArray[Any], bounds: NDArray[np.float64]) -> capt
     return captree.Caps(centers, bounds)
 
 
-def _from_file(
-    path: Path, column: str | None, normalize: bool
-) -> tuple[NDArray[Any], NDArray[np.float64] | None, list[str]]:
+def _from_file(path: Path, args: argparse.Namespace) -> tuple[NDArray[Any], NDArray[np.float64] | None, list[str]]:
     """Centers, bounds if the file has them, and names."""
     found: dict[str, list[Any]] = {}
     if path.suffix == ".npy":
-        centers = _array(matrix(read_npy(path), str(path)))
+        centers = _array(matrix(load_npy(path), str(path)))
     else:
         if path.is_dir():
             raise InvalidParameterError(f"{path}: expected one file of centers, got a folder")
-        centers = np.concatenate([_array(rows) for rows in slices(path, column)])
+        centers = np.concatenate([_array(rows) for rows in slices(path, Reading(args.column, args.normalize))])
         found = read_columns(path, ["max_cos_distance", "text"])
-    names = [str(text) for text in found.get("text", [])] or [f"center {i}" for i in range(len(centers))]
+    names = ["" if text is None else str(text) for text in found.get("text", [])] or [
+        f"center {i}" for i in range(len(centers))
+    ]
     own: NDArray[np.float64] | None = None
+    if any(bound is None for bound in found.get("max_cos_distance", [])):
+        raise InvalidParameterError(f"{path}: expected no nulls in the column 'max_cos_distance'")
     if "max_cos_distance" in found:
         try:
             own = np.array(found["max_cos_distance"], dtype=np.float64)
         except (TypeError, ValueError):
             raise InvalidParameterError(f"{path}: expected numbers in the column 'max_cos_distance'") from None
-    return (_unit(centers) if normalize else centers), own, names
+    return (_unit(centers) if args.normalize else centers), own, names
 
 
 def _array(rows: Rows) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import tempfile
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captree._arrow import IPC, PARQUET, require_pyarrow
+from captree._paths import absolute, files_below, matches
 from captree.cli._parser import UsageError
 from captree.errors import InvalidParameterError, StorageError
 
@@ -22,56 +24,71 @@ Columns = Mapping[str, Any]
 TABLES = (".parquet", ".arrow", ".csv")
 
 
-def read_npy(path: Path) -> NDArray[Any]:
-    """The array of a .npy file."""
-    try:
-        return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
-    except (ValueError, EOFError) as error:
-        raise InvalidParameterError(f"cannot read {path} as .npy: {error}") from None
-
-
 def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     """Those of the plain columns `names` that a Parquet or Arrow IPC file has."""
     pa = require_pyarrow(f"reading {path.name}")
     try:
-        table = _read_table(pa, path)
-        found = {name: table[name].to_pylist() for name in names if name in table.column_names}
-    except pa.ArrowException as error:
+        table = _read_table(pa, path, names)
+    except (pa.ArrowException, OSError) as error:
         raise InvalidParameterError(f"cannot read {path}: {error}") from None
-    for name, values in found.items():
-        if any(value is None for value in values):
-            raise InvalidParameterError(f"{path}: expected no nulls in the column {name!r}")
+    return {name: table[name].to_pylist() for name in table.column_names}
+
+
+def _read_table(pa: Any, path: Path, names: Sequence[str]) -> Any:
+    """The columns `names`, as far as the file has them."""
+    if path.suffix.lower() in PARQUET:
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path) as file:
+            return file.read([name for name in names if name in file.schema_arrow.names])
+    with pa.memory_map(os.fspath(path)) as source:
+        try:
+            table = pa.ipc.open_file(source).read_all()
+        except pa.ArrowInvalid:
+            source.seek(0)
+            table = pa.ipc.open_stream(source).read_all()
+        return table.select([name for name in names if name in table.column_names])
+
+
+def read_texts(args: argparse.Namespace, rows: int) -> list[str] | None:
+    """What ``--texts`` asks for: one text per row of the tree, in the order of the files; nulls are empty texts."""
+    if not args.texts:
+        return None
+    texts: list[str] = []
+    for file in _text_files(Path(absolute("texts", args.texts))):
+        texts += _texts_in(file, args.text_column)
+    if len(texts) != rows:
+        raise InvalidParameterError(
+            f"{args.texts}: expected {rows:,} texts, one per row of the tree, got {len(texts):,}"
+        )
+    return texts
+
+
+def _text_files(path: Path) -> list[Path]:
+    """The file, or all files of texts in a folder or that a glob matches."""
+    found: list[Path] = []
+    for place in matches(path, "texts"):
+        if not place.is_dir():
+            found.append(place)
+        else:
+            found += [file for file in files_below(place) if file.suffix.lower() in (".txt", *PARQUET, *IPC)]
+    if not found:
+        raise InvalidParameterError(f"no files of texts in the folder {path}")
     return found
 
 
-def _read_table(pa: Any, path: Path) -> Any:
-    if path.suffix in PARQUET:
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path)
-    with pa.memory_map(os.fspath(path)) as source:
-        try:
-            return pa.ipc.open_file(source).read_all()
-        except pa.ArrowInvalid:
-            source.seek(0)
-            return pa.ipc.open_stream(source).read_all()
-
-
-def read_texts(path: Path, rows: int) -> list[str]:
-    """One text per row of the tree: the lines of a text file, or the column ``text`` of a Parquet or Arrow file."""
-    if path.suffix in (*PARQUET, *IPC):
-        found = read_columns(path, ["text"])
-        if "text" not in found:
-            raise InvalidParameterError(f"{path}: expected a column 'text'")
-        texts = found["text"]
-    else:
-        try:
-            texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        except UnicodeDecodeError as error:
-            raise InvalidParameterError(f"{path}: not UTF-8 text: {error}") from None
-    if len(texts) != rows:
-        raise InvalidParameterError(f"{path}: expected {rows:,} texts, one per row of the tree, got {len(texts):,}")
-    return [str(text) for text in texts]
+def _texts_in(path: Path, column: str | None) -> list[str]:
+    if path.suffix.lower() in (*PARQUET, *IPC):
+        wanted = [column] if column else ["text", "caption"]
+        found = read_columns(path, wanted)
+        if not found:
+            raise InvalidParameterError(f"{path}: expected a column {' or '.join(map(repr, wanted))}")
+        return ["" if text is None else str(text) for text in next(found[name] for name in wanted if name in found)]
+    try:
+        # A byte-order mark is no part of the first text.
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidParameterError(f"{path}: not UTF-8 text: {error}") from None
 
 
 def check_suffix(path: str | None, allowed: Iterable[str]) -> None:

@@ -1,11 +1,9 @@
-"""The command line's grammar: the parser, and the arguments that several verbs share."""
+"""What the verbs' parsers are made of: the parser class, and the arguments that several verbs share."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any, Protocol
-
-import captree
 
 
 class UsageError(Exception):
@@ -37,36 +35,6 @@ class VerbParser(argparse.ArgumentParser):
             self._inside = False
 
 
-ABOUT = """\
-How many, which, and a fair random draw of your unit vectors lie within this distance of that direction.
-
-captree indexes unit vectors in a tree of spherical caps. A cap is a center and a bound: it holds every
-row whose cosine distance 1 - <center, row> is at most the bound. Counts and searches are exact, and
-draws are exactly uniform.
-"""
-
-START = """\
-Start here:
-  captree demo                                              the whole story on real data
-  captree build words.npy words.captree                     a tree from an (n, d) array
-  captree count words.captree --row 17 --max-cos-distance 0.4,0.6
-"""
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    from captree.cli import bench, build, figures, pairs, query, story
-
-    parser = argparse.ArgumentParser(
-        prog="captree", description=ABOUT, epilog=START, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--version", action="version", version=f"captree {captree.__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True, parser_class=VerbParser)
-    for module in (build, query, pairs, bench, figures, story):
-        module.add(verbs)
-    return parser
-
-
 def verb(verbs: Verbs, name: str, run: Any, about: str, examples: str, more: str = "") -> argparse.ArgumentParser:
     """Adds a verb; `examples` are command lines, one a line, with a comment after two spaces where it helps."""
     epilog = "Examples:\n" + "".join(f"  {line.strip()}\n" for line in examples.strip().splitlines())
@@ -94,6 +62,16 @@ def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default:
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """--threads."""
     parser.add_argument("--threads", type=positive, metavar="T", help="threads to use (default: every core)")
+
+
+def add_texts(parser: argparse.ArgumentParser, what: str) -> None:
+    """--texts and --text-column."""
+    parser.add_argument(
+        "--texts",
+        metavar="FILE",
+        help=f"{what}: a text file with a line per row, Parquet or Arrow with a column of texts; or a folder of these",
+    )
+    parser.add_argument("--text-column", metavar="C", help="the column of texts (default: text or caption)")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,9 @@ import numpy as np
 
 MISSING = "-"
 
+_JOINERS = "\u200c\u200d"
+"""What letters of some scripts and parts of one emoji are joined with: not printable alone, and harmless."""
+
 
 def width(most: int = 120) -> int:
     """Columns of the terminal, between 60 and `most`; at most 100 where there is none."""
@@ -21,6 +24,7 @@ def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (), indent: int = 0, most: int = 120
 ) -> str:
     """Lines of a table: numbers to the right, the columns in `left` to the left; the last column is cut to fit."""
+    header, rows = [printable(cell) for cell in header], [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     room = max(width(most) - indent - sum(widths[:-1]) - 2 * (len(widths) - 1), 10)
     widths[-1] = min(widths[-1], room)
@@ -34,6 +38,13 @@ def table(
 
     rule = " " * indent + "  ".join("-" * size for size in widths)
     return "\n".join([line(header), rule, *(line(row) for row in rows)])
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: control characters, line ends and marks of direction as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _JOINERS else c.encode("unicode_escape").decode() for c in text)
 
 
 def fit(text: str, size: int) -> str:

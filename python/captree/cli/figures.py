@@ -9,7 +9,7 @@ import captree
 from captree.cli import _text as text
 from captree.cli._caps import add_caps, read_caps
 from captree.cli._files import read_texts
-from captree.cli._parser import UsageError, Verbs, add_json, add_threads, add_tree, verb
+from captree.cli._parser import UsageError, Verbs, add_json, add_texts, add_threads, add_tree, verb
 from captree.errors import StorageError
 
 FIGURES = ("tree", "selectivity", "map")
@@ -40,7 +40,7 @@ Without caps, the selectivity is that of 2,000 training caps.
     parser.add_argument("out", metavar="OUT", help="a .png or .svg file, or a folder")
     parser.add_argument("--figure", choices=FIGURES, help="draw this one only")
     parser.add_argument("--format", choices=("png", "svg"), default="png", help="of the files in a folder (png)")
-    parser.add_argument("--texts", metavar="FILE", help="a text per row, to name the children on the map")
+    add_texts(parser, "a text per row, to name the children on the map")
     add_caps(parser)
     add_threads(parser)
     add_json(parser)
@@ -55,7 +55,7 @@ def plot(args: argparse.Namespace) -> None:
         raise UsageError(f"{out}: expected a file name that ends in .png or .svg, or a folder")
     draw.require_matplotlib()
     tree = captree.open(args.tree)
-    texts = read_texts(Path(args.texts), len(tree)) if args.texts else None
+    texts = read_texts(args, len(tree))
     single = out.suffix in (".png", ".svg") and not out.is_dir()
     wanted = (args.figure,) if args.figure else FIGURES
     caps = read_caps(args, tree, training=2000) if "selectivity" in wanted else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import captree
 from captree.cli import _text as text
 from captree.cli._caps import HOW, NamedCaps, add_caps, read_caps
 from captree.cli._files import TABLES, check_suffix, read_texts, write_npy, write_table
-from captree.cli._parser import UsageError, Verbs, add_threads, add_tree, positive, verb, whole
+from captree.cli._parser import UsageError, Verbs, add_texts, add_threads, add_tree, positive, verb, whole
 
 _SEARCH_DTYPE = np.dtype([("cap", np.int64), ("row", np.int64), ("distance", np.float64)])
 
@@ -57,7 +56,7 @@ def add(verbs: Verbs) -> None:
     add_caps(parser)
     parser.add_argument("--sort", action="store_true", help="nearest first (default: in the order of the tree)")
     parser.add_argument("--limit", metavar="N", type=positive, help="at most N rows per cap; with --sort the nearest N")
-    _add_texts(parser)
+    add_texts(parser, "a text per row to print")
     _add_output(parser, "lines of cap, row, distance as .npy (a structured array), .parquet, .arrow or .csv")
 
     parser = verb(
@@ -86,7 +85,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument(
         "--density-samples", metavar="N", type=positive, help="rows the approximate method looks at per call (512)"
     )
-    _add_texts(parser)
+    add_texts(parser, "a text per row to print")
     _add_output(parser, "rows as .npy (int64 (q, k)), or lines of cap, draw, row as .parquet, .arrow or .csv")
 
 
@@ -96,14 +95,6 @@ def _add_output(parser: argparse.ArgumentParser, out: str) -> None:
     group.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     group.add_argument("--show", metavar="N", type=whole, default=20, help="lines to print per table, 0 for all (20)")
     add_threads(parser)
-
-
-def _add_texts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--texts",
-        metavar="FILE",
-        help="a text per row to print: lines of a text file, or Parquet / Arrow with column text",
-    )
 
 
 def count(args: argparse.Namespace) -> None:
@@ -154,7 +145,7 @@ def search(args: argparse.Namespace) -> None:
     check_suffix(args.out, (".npy", *TABLES))
     tree = captree.open(args.tree)
     caps = read_caps(args, tree)
-    texts = read_texts(Path(args.texts), len(tree)) if args.texts else None
+    texts = read_texts(args, len(tree))
     found = tree.search(caps.caps, sort=args.sort, limit=args.limit, threads=args.threads)
     cap = np.repeat(np.arange(len(caps)), found.counts)
     columns: dict[str, Any] = {"cap": cap, "row": found.rows, "distance": found.distances}
@@ -201,7 +192,7 @@ def sample(args: argparse.Namespace) -> None:
     check_suffix(args.out, (".npy", *TABLES))
     tree = captree.open(args.tree)
     caps = read_caps(args, tree)
-    texts = read_texts(Path(args.texts), len(tree)) if args.texts else None
+    texts = read_texts(args, len(tree))
     options: dict[str, Any] = {}
     if args.density_samples is not None:
         if args.method != "approximate":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from captree.cli import _story
 from captree.cli._parser import Verbs, verb
 
 
@@ -31,6 +32,4 @@ training pairs and saves plots. Needs pip install 'captree[plot]'.
 
 def demo(args: argparse.Namespace) -> None:
     """Runs the demo."""
-    from captree.demo import run
-
-    run(args.out, quick=args.quick, progress=not args.quiet)
+    _story.run(args.out, quick=args.quick, progress=not args.quiet)

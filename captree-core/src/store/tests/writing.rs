@@ -52,7 +52,6 @@ fn anything_else_is_refused_and_untouched() {
     fs::remove_file(&path).unwrap();
 
     fs::create_dir(&path).unwrap();
-    refused(&path);
     fs::write(path.join("holiday.jpg"), "a photo").unwrap();
     fs::write(path.join("manifest.json"), r#"{"name": "an app", "version": 2}"#).unwrap();
     refused(&path);
@@ -65,6 +64,48 @@ fn anything_else_is_refused_and_untouched() {
     fs::remove_file(path.join("notes.txt")).unwrap();
     fs::write(path.join("manifest.json"), r#"{"format": "captree", "version": 2}"#).unwrap();
     assert!(refused(&path).contains("version 2"));
+    assert_eq!(entries(place.path()), ["photos.captree"]);
+}
+
+#[test]
+fn an_empty_folder_becomes_the_tree() {
+    let (place, path) = workplace();
+    fs::create_dir(&path).unwrap();
+    drop(FolderWriter::create(&path).unwrap());
+    assert!(path.is_dir());
+    Contents::sample().write(&path).unwrap();
+    assert_eq!(Contents::read(&path).unwrap(), Contents::sample());
+    assert_eq!(entries(place.path()), ["photos.captree"]);
+}
+
+#[test]
+fn leftovers_of_killed_writers_go_and_those_of_living_ones_stay() {
+    let (place, path) = workplace();
+    let left = |name: &str, file: &str| {
+        fs::create_dir(place.path().join(name)).unwrap();
+        fs::write(place.path().join(name).join(file), "half").unwrap();
+    };
+    left(".photos.captree.new-abc123", "vectors.npy");
+    left(".photos.captree.new-mine", "holiday.jpg");
+    left(".other.captree.new-abc123", "vectors.npy");
+    let living = FolderWriter::create(&path).unwrap();
+    let mut mine = FolderWriter::create(&path).unwrap();
+    assert_eq!(entries(place.path()).len(), 4);
+    write_one(&mut mine, "other", &[2], &[1u8, 2]).unwrap();
+    mine.finish(&"new").unwrap();
+    drop(living);
+    assert_eq!(entries(place.path()), [".other.captree.new-abc123", ".photos.captree.new-mine", "photos.captree"]);
+}
+
+/// A kill between the two renames that replace a tree.
+#[test]
+fn a_tree_that_was_moved_aside_comes_back() {
+    let (place, path) = sample();
+    let aside = place.path().join(".photos.captree.old-abc123");
+    fs::create_dir(&aside).unwrap();
+    fs::rename(&path, aside.join("tree")).unwrap();
+    drop(FolderWriter::create(&path).unwrap());
+    assert_eq!(Contents::read(&path).unwrap(), Contents::sample());
     assert_eq!(entries(place.path()), ["photos.captree"]);
 }
 

@@ -1,0 +1,118 @@
+//! Hidden folders beside a tree: where a new one is written and an old one is moved aside. Each is locked by the
+//! process that uses it, so that the next writer can tell what a killed one left behind, and removes it.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::MANIFEST_FILE;
+use crate::error::{Error, Result};
+
+/// The tree inside a folder of kind [`OLD`].
+const TREE: &str = "tree";
+/// Folders in which a tree is written.
+pub(super) const NEW: &str = "new";
+/// Folders in which the tree that is replaced waits for its end.
+pub(super) const OLD: &str = "old";
+
+/// A folder beside a tree, on its file system; removed when dropped.
+#[derive(Debug)]
+pub(super) struct Sibling {
+    folder: TempDir,
+    /// Holds the lock; none where the system cannot lock folders.
+    _lock: Option<File>,
+}
+
+impl Sibling {
+    /// A new one, named after the tree at `target`.
+    pub fn create(target: &Path, kind: &str) -> Result<Self> {
+        let failed = |e| failed(target, e);
+        let prefix = prefix(target, kind)
+            .ok_or_else(|| failed(io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name")))?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix);
+        // It becomes the tree, so it is as open to others as any new folder, unlike other temporary ones.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        loop {
+            let folder = builder.tempdir_in(parent(target)).map_err(failed)?;
+            let lock = File::open(folder.path());
+            let taken = lock.as_ref().is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+            // Another writer that looked between the two steps took it for a leftover.
+            if !taken && folder.path().exists() {
+                return Ok(Sibling { folder, _lock: lock.ok() });
+            }
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where a tree that is replaced waits.
+    pub fn tree(&self) -> PathBuf {
+        self.path().join(TREE)
+    }
+
+    /// Leaves the folder, or whatever has its name by now, where it is.
+    pub fn keep(self) -> PathBuf {
+        self.folder.keep()
+    }
+
+    /// Removes the folder.
+    pub fn close(self) -> io::Result<()> {
+        self.folder.close()
+    }
+}
+
+/// Removes what killed writers of the tree at `target` left beside it. One that was killed between the two renames that
+/// replace a tree left the old tree aside and none in its place: it is put back.
+pub(super) fn remove_leftovers(target: &Path) {
+    let Ok(entries) = parent(target).read_dir() else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is = |kind| prefix(target, kind).is_some_and(|prefix| name.to_string_lossy().starts_with(&prefix));
+        let path = entry.path();
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !is_folder || !(is(NEW) || is(OLD)) || !holds_a_tree(&path) {
+            continue;
+        }
+        let Ok(lock) = File::open(&path) else { continue };
+        if lock.try_lock().is_err() {
+            continue;
+        }
+        let old = path.join(TREE);
+        if is(OLD) && old.join(MANIFEST_FILE).exists() && target.symlink_metadata().is_err() {
+            let _ = fs::rename(old, target);
+        }
+        // What cannot be removed is in nobody's way.
+        let _ = fs::remove_dir_all(path);
+    }
+}
+
+/// Whether nothing but what writers put there is in a folder: a name alone is no proof that it is one of theirs.
+fn holds_a_tree(folder: &Path) -> bool {
+    let of_tree = |entry: io::Result<fs::DirEntry>| {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        io::Result::Ok(name.ends_with(".npy") || name == MANIFEST_FILE || name == TREE)
+    };
+    folder.read_dir().is_ok_and(|mut entries| entries.all(|entry| of_tree(entry).unwrap_or(false)))
+}
+
+/// How the names of such folders begin.
+fn prefix(target: &Path, kind: &str) -> Option<String> {
+    target.file_name().map(|name| format!(".{}.{kind}-", name.to_string_lossy()))
+}
+
+/// The folder that holds a path.
+pub(super) fn parent(target: &Path) -> &Path {
+    target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What to say when a tree cannot be written.
+pub(super) fn failed(target: &Path, source: io::Error) -> Error {
+    Error::io(format!("cannot write the tree {}", target.display()), source)
+}
