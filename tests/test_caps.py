@@ -287,3 +287,13 @@ def test_trees_take_caps_of_their_dimension(tree):
         with pytest.raises(InvalidCapsError, match="norm 1"):
             ask((caps.centers * 2, 0.5))
     assert isinstance(captree.training_caps(tree, 1), Caps)
+
+
+def test_bfloat16_bounds():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    bounds = B.astype(ml_dtypes.bfloat16)
+    caps = Caps(C, bounds)
+    np.testing.assert_array_equal(caps.max_cos_distance, bounds.astype(np.float64))
+    assert Caps(C[0], bounds[1]).max_cos_distance.tolist() == [float(bounds[1])]
+    with pytest.raises(InvalidCapsError, match=r"expected numbers in \[0, 2\]"):
+        Caps(C, np.full(5, 3.0, ml_dtypes.bfloat16))

@@ -333,3 +333,102 @@ def test_bench(here: Path, run: Run) -> None:
     assert document["draws_checked"] == 2 * 3 * 60
     assert sum(group["caps"] for group in document["groups"]) == 60
     assert "numpy scan" in run("bench words.captree --caps 20 --seconds 0 -q")[0]
+
+
+# --- texts from outside ----------------------------------------------------------------------------------------------
+
+SPITEFUL = [
+    "plain",
+    "red \x1b[31malert\x1b[0m",
+    "two\nlines",
+    "bell\x07",
+    "back\u202ewards",
+    "tab\there",
+    "\U0001f469\u200d\U0001f680",
+]
+
+
+@pytest.fixture
+def small(here: Path) -> Path:
+    """A tree of as many rows as there are spiteful texts."""
+    captree.build(vectors()[: len(SPITEFUL)], out=here / "small.captree")
+    return here
+
+
+def test_texts_cannot_command_the_terminal(small: Path, run: Run) -> None:
+    pq.write_table(pa.table({"text": SPITEFUL}), "spiteful.parquet")
+    for line in ("search small.captree --row 0 -d 2", "sample small.captree --row 0 -d 2 -k 50 --seed 1"):
+        out, _ = run(f"{line} --texts spiteful.parquet")
+        assert "\x1b" not in out
+        assert "\x07" not in out
+        assert "\u202e" not in out
+        assert r"red \x1b[31malert\x1b[0m" in out
+        assert r"two\nlines" in out
+        assert SPITEFUL[-1] in out
+    caps = captree.Caps(vectors()[: len(SPITEFUL)], 0.5).to_arrow().append_column("text", [SPITEFUL])
+    pq.write_table(caps, "names.parquet")
+    out, _ = run("count small.captree names.parquet")
+    assert "\x1b" not in out
+    assert r"bell\x07" in out
+    Path("bad\x1b[31m.npy").write_bytes(b"junk")
+    _, err = run("build 'bad\x1b[31m.npy' out.captree", status=1)
+    assert "\x1b" not in err
+
+
+def test_texts_of_text_files(small: Path, run: Run) -> None:
+    lines = [f"text {i}" for i in range(len(SPITEFUL))]
+    for content in (
+        b"\xef\xbb\xbf" + "\n".join(lines).encode(),
+        "\r\n".join(lines).encode() + b"\r\n",
+        "\n".join(lines).encode() + b"\n",
+    ):
+        Path("lines.txt").write_bytes(content)
+        found = call_json(run, "search small.captree --row 0 -d 2 --texts lines.txt")["caps"][0]
+        assert [found["texts"][found["rows"].index(i)] for i in range(len(lines))] == lines
+
+
+def test_texts_of_tables_and_folders(small: Path, run: Run) -> None:
+    lines = [f"text {i}" for i in range(len(SPITEFUL))]
+    Path("folder/sub").mkdir(parents=True)
+    pq.write_table(pa.table({"id": [1, 2, 3], "caption": lines[:3]}), "folder/part-9.parquet")
+    pq.write_table(pa.table({"id": [4, 5, 6, 7], "caption": lines[3:]}), "folder/part-10.parquet")
+    Path("folder/.hidden.parquet").write_text("not this")
+    pq.write_table(pa.table({"title": lines, "text": lines[::-1]}), "both.parquet")
+    for option in (
+        "--texts folder",
+        "--texts 'folder/part-*.parquet'",
+        "--texts folder --text-column caption",
+        "--texts both.parquet --text-column title",
+    ):
+        found = call_json(run, f"search small.captree --row 0 -d 2 {option}")["caps"][0]
+        assert [found["texts"][found["rows"].index(i)] for i in range(len(lines))] == lines
+    _, err = run("search small.captree --row 0 -d 2 --texts both.parquet --text-column nope", status=1)
+    assert "expected a column 'nope'" in err
+    _, err = run("search small.captree --row 0 -d 2 --texts folder/sub", status=1)
+    assert "no files of texts" in err
+    Path("folder/dead.txt").symlink_to("nowhere.txt")
+    _, err = run("search small.captree --row 0 -d 2 --texts folder", status=1)
+    assert "dead.txt: a link to nowhere.txt" in err
+
+
+def test_skipped_rows_are_told(here: Path, run: Run) -> None:
+    rows = vectors()[:50].copy()
+    rows[7] = np.nan
+    np.save("holes.npy", rows)
+    _, err = run("build holes.npy holes.captree", status=1)
+    assert "row 7 (not finite)" in err
+    out, _ = run("build holes.npy holes.captree --invalid skip")
+    assert "50 rows (1 of them skipped)" in out
+    out, _ = run("info holes.captree")
+    assert "1 of them skipped" in out
+    run("verify holes.captree")
+    _, err = run("count holes.captree --row 7 -d 0.5", status=1)
+    assert "7, which was skipped" in err
+
+
+def test_the_home_folder_and_globs(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    run("build '~/wor*.npy' '~/home.captree'")
+    out, _ = run("count '~/home.captree' '~/centers.npy' -d 0.5")
+    assert "rows inside" in out
+    assert (here / "home.captree").is_dir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from helpers import all_rows, by_row, random_units, unit
@@ -269,3 +271,36 @@ def test_count_of_a_cap_and_of_its_complement(tree, caps):
     beside = np.clip(2 - bounds, 0, 2)
     both = tree.count(Caps(caps.centers, bounds)) + tree.count(Caps(-caps.centers, beside))
     np.testing.assert_array_equal(both, 3000)
+
+
+# --- what the docstring of Caps says of lengths that differ a little from 1 ------------------------------------------
+
+
+def test_float16_rows_around_themselves():
+    tree = captree.build(clip_like(4000, 64, seed=3))
+    rows = all_rows(tree).astype(np.float32)
+    found = tree.search(captree.Caps(rows, 0.0))
+    own = np.array([i in inside for i, (inside, _) in enumerate(found)])
+    exact = np.array([math.fsum((row.astype(np.float64) ** 2).tolist()) >= 1 for row in rows])
+    np.testing.assert_array_equal(own, exact)
+    assert 0.3 < own.mean() < 0.7
+    assert (tree.count(captree.Caps(rows, 0.002)) > 0).all()
+
+
+def test_distances_can_be_negative_and_beyond_two():
+    long = np.float32([[1.0003, 0.0], [-1.0003, 0.0]])
+    tree = captree.build(long, storage="float32")
+    caps = captree.Caps(np.float32([[1.0, 0.0]]), 2.0)
+    assert tree.count(caps).tolist() == [1]
+    assert tree.search(caps).distances[0] < 0
+    assert tree.nearest([1.0, 0.0], 2).distances[0, 1] > 2
+
+
+def test_a_reported_distance_may_need_one_more_step_as_a_bound():
+    tree = captree.build(random_units(500, 24, seed=5), storage="float32")
+    centers = random_units(40, 24, seed=6)
+    found = tree.nearest(centers, 1)
+    bounds = found.distances[:, 0]
+    missed = tree.count(captree.Caps(centers, bounds)) == 0
+    assert 0 < missed.sum() < len(centers)
+    assert (tree.count(captree.Caps(centers, np.nextafter(bounds, 3))) > 0).all()

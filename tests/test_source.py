@@ -1,7 +1,8 @@
-"""Rules about the Rust sources that rustfmt and clippy do not check."""
+"""Rules about the sources that rustfmt, clippy, ruff and mypy do not check."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -61,3 +62,52 @@ def test_imports_of_the_core_point_one_way() -> None:
     assert {"store", "tree", "build", "scan", "query", "sample"} <= set(uses)
     assert cycle(uses) == []
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+
+
+PACKAGES = {"captree": ROOT / "python" / "captree", "genmodel": ROOT / "genmodel" / "src" / "genmodel"}
+
+
+def module_name(file: Path, folder: Path, package: str) -> str:
+    parts = file.relative_to(folder).with_suffix("").parts
+    return ".".join((package, *(part for part in parts if part != "__init__")))
+
+
+class _Imports(ast.NodeVisitor):
+    """What a module imports when it runs, in its functions too; not what it imports for type checkers."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def visit_If(self, node: ast.If) -> None:
+        if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.found.update(alias.name for alias in node.names)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        assert node.level == 0, "imports are absolute"
+        self.found.update(f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def python_imports(package: str, folder: Path) -> dict[str, set[str]]:
+    """Each module of a package with those of the same package that it imports."""
+    files = {module_name(file, folder, package): file for file in sorted(folder.rglob("*.py"))}
+    uses = {}
+    for name, file in files.items():
+        visitor = _Imports()
+        visitor.visit(ast.parse(file.read_text(encoding="utf-8")))
+        # `from a.b import c` names the module a.b.c, or something in the module a.b.
+        compiled = f"{package}._core"
+        places = {place for place in visitor.found if not place.startswith(compiled)}
+        named = {place if place in files else place.rpartition(".")[0] for place in places}
+        uses[name] = (named & files.keys()) - {name}
+    return uses
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_of_python_point_one_way(package: str) -> None:
+    uses = python_imports(package, PACKAGES[package])
+    assert len(uses) > 20
+    assert sum(map(len, uses.values())) > 50
+    assert cycle(uses) == []

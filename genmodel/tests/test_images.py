@@ -170,3 +170,95 @@ def test_squares_in_memory(tmp_path):
     assert load_squares(folder, 6, limit=4)[1].tolist() == [2, 4, 6]  # of 0, 2, 4, 6 the first is broken
     np.save(tmp_path / "a.npy", squares.transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(load_squares(tmp_path / "a.npy", 6)[0], squares)
+
+
+# --- folders as img2dataset and others write them ---------------------------------------------------------------------
+
+
+def notes(path, keys):
+    """The Parquet file that img2dataset puts beside each shard: no images in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    captions = [f"caption of {key}" for key in keys]
+    pq.write_table(pa.table({"url": [f"https://x/{k}" for k in keys], "caption": captions, "key": keys}), path)
+    (path.parent / f"{path.stem}_stats.json").write_text("{}")
+
+
+@pytest.mark.parametrize("inner", ["", "train"])
+def test_tars_with_their_notes(tmp_path, inner):
+    images = encoded(6)
+    folder = tmp_path / "data" / inner
+    folder.mkdir(parents=True)
+    for part, name in enumerate(("00009", "00010")):
+        names = list(images)[3 * part : 3 * part + 3]
+        as_tar(folder / f"{name}.tar", {key: images[key] for key in names})
+        notes(folder / f"{name}.parquet", names)
+    opened = open_images(tmp_path / "data")
+    assert [opened.read(i) for i in range(len(opened))] == list(images.values())
+    where = f"{inner}/" if inner else ""
+    assert opened.paths[0] == f"{where}00009.tar/000.png"
+
+
+def test_loose_files_with_their_notes(tmp_path):
+    images = encoded(6)
+    for part, name in enumerate(("00009", "00010")):
+        names = list(images)[3 * part : 3 * part + 3]
+        as_folder(tmp_path / name, {key: images[key] for key in names})
+        notes(tmp_path / f"{name}.parquet", names)
+    opened = open_images(tmp_path)
+    assert [opened.read(i) for i in range(len(opened))] == list(images.values())
+    assert opened.paths[:4] == ["00009/000.png", "00009/001.png", "00009/002.png", "00010/003.png"]
+
+
+def test_tables_in_subfolders_and_with_keys(tmp_path):
+    images = encoded(6)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text("# a card")
+    for part, name in enumerate(("train-9", "train-10")):
+        names = list(images)[3 * part : 3 * part + 3]
+        rows = pa.array([images[key] for key in names], pa.binary())
+        pq.write_table(pa.table({"jpg": rows, "key": names, "caption": names}), tmp_path / "data" / f"{name}.parquet")
+    opened = open_images(tmp_path)
+    assert [opened.read(i) for i in range(len(opened))] == list(images.values())
+    assert list(opened.paths) == list(images)
+
+
+def test_hidden_folders_and_dead_links(tmp_path):
+    images = encoded(3)
+    folder = as_folder(tmp_path / "images", images)
+    for name in (".ipynb_checkpoints", "_old", "__MACOSX"):
+        as_folder(folder / name, images)
+    (folder / "._000.png").write_bytes(b"resource fork")
+    assert list(open_images(folder).paths) == list(images)
+    (folder / "more.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match="more.png: a link to nowhere.png"):
+        open_images(folder)
+
+
+def test_two_kinds_in_one_folder_are_refused(tmp_path):
+    as_folder(tmp_path / "all", encoded(2))
+    as_tar(tmp_path / "all" / "a.tar", encoded(2))
+    with pytest.raises(ConfigError, match="tar files and loose images"):
+        open_images(tmp_path / "all")
+    notes(tmp_path / "only" / "0.parquet", ["a", "b"])
+    with pytest.raises(ConfigError, match="expected one column of bytes"):
+        open_images(tmp_path / "only")
+
+
+def test_a_source_stays_where_it_was(tmp_path, monkeypatch):
+    as_folder(tmp_path / "images", encoded(2))
+    monkeypatch.chdir(tmp_path)
+    opened = open_images("images")
+    monkeypatch.chdir("/")
+    assert opened.read(1) == list(encoded(2).values())[1]
+
+
+@pytest.mark.parametrize("ending", ["PNG", "TIFF"])
+def test_grey_images_of_16_bits(ending):
+    grey = np.array([[0, 128, 257], [30_000, 65_406, 65_535]], np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, ending)
+    shown = np.asarray(decode_image(buffer.getvalue()))
+    assert shown.shape == (2, 3, 3)
+    expected = np.round(grey / 257.0).astype(np.uint8)
+    for channel in range(3):
+        np.testing.assert_array_equal(shown[..., channel], expected)

@@ -28,6 +28,15 @@ class Caps:
     ``len(caps)`` is their number. An index gives a batch of one, a slice or an array of indices a batch; iteration
     gives batches of one. The cap with bound 2 is the whole sphere, the cap with bound 0 the vectors at distance 0.
 
+    Stored vectors and centers are floats, so their lengths differ a little from 1, and exact answers show it:
+
+    - A row around itself is at distance ``1 - |row|**2``, not 0. About half of all float16 rows are a little shorter
+      than 1 and so not inside the cap of bound 0 around themselves. A bound of 0.002 holds every one of them.
+    - Distances can be slightly negative, for rows longer than 1: take ``np.sqrt(np.maximum(distances, 0))``.
+    - A row opposite the center that is longer than 1 is more than 2 away, so a bound of 2 can miss it.
+    - A distance that captree reports is rounded to float64. As a bound it can miss its own row, when it was rounded
+      down; ``np.nextafter(distance, 3)`` never does.
+
     Args:
         centers: (q, d) unit vectors, or one (d,): numpy, torch, CuPy, Arrow fixed_size_list, or lists; float16,
             bfloat16, float32 or float64. They become float32 as they are, not renormalized; each norm must be within

@@ -215,7 +215,8 @@ class Tree:
             threads: at most this many.
 
         Returns:
-            Offsets, rows and distances; each distance is the real-number value rounded once to float64.
+            Offsets, rows and distances; each distance is the real-number value rounded once to float64. It can be
+            slightly negative, and as a bound it can miss its row: see :class:`Caps` for what to do.
 
         Raises:
             InvalidCapsError: caps of another dimension, or bad ones in a tuple.

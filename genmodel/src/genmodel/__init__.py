@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-__version__ = "0.1.0"
+from genmodel.version import __version__
 
 __all__ = ["__version__", "encode", "evaluate", "sample", "train"]
 

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return OK if words else USAGE
     if words[0] == "--version":
-        from genmodel import __version__
+        from genmodel.version import __version__
 
         print(f"genmodel {__version__}")
         return OK

@@ -199,7 +199,7 @@ def _limits(config: SampleConfig, sampler: Sampler, prompts: Sequence[Prompt]) -
 
 
 def _settings(config: SampleConfig, result: SampleResult) -> dict[str, Any]:
-    from genmodel import __version__
+    from genmodel.version import __version__
 
     made = {name: value for name, value in dataclasses.asdict(config).items() if name != "out"}
     made["bounds"] = [float(value) for value in result.max_cos_distance]

@@ -28,11 +28,13 @@ def add(verbs: Verbs) -> None:
         captree build raw.npy words.captree --normalize --storage float32 --memory-limit 8GiB
         """,
         """
-IN is an (n, d) .npy array, a Parquet or Arrow IPC file, or a folder of such files, with float16, bfloat16,
-float32 or float64 elements. Rows must be finite and of unit length; --normalize scales them.
+IN is an (n, d) .npy array, a Parquet or Arrow IPC file, a quoted glob, or a folder of such files, whose
+subfolders are read too; files come in the natural order of their names (9 before 10). Elements are float16,
+bfloat16, float32 or float64, with --normalize also int8 and uint8. Rows must be finite and of unit length;
+--normalize scales them. Rows that --invalid skip leaves out keep their number and lie in no cap.
 The stored vectors (--storage) are the ones that every later answer is exact about.
 The same input and seed give the same tree on any number of threads. A tree at OUT is replaced, once the new
-one is whole; anything else there is an error.
+one is whole, and so is an empty folder; anything else there is an error.
         """,
     )
     parser.add_argument("input", metavar="IN", help="vectors: .npy, Parquet or Arrow IPC, one file or a folder")
@@ -48,6 +50,12 @@ one is whole; anything else there is an error.
     )
     parser.add_argument("--memory-limit", metavar="BYTES", help="most memory to use, such as 8GiB (default: no limit)")
     parser.add_argument("--normalize", action="store_true", help="scale every row to unit length")
+    parser.add_argument(
+        "--invalid",
+        choices=("error", "skip"),
+        default="error",
+        help="what becomes of rows that are not finite, zero, not unit or null: an error, or they are skipped (error)",
+    )
     add_seed(parser, 0, "seed of the clustering (default 0)")
     add_threads(parser)
     add_quiet(parser)
@@ -97,6 +105,7 @@ def build(args: argparse.Namespace) -> None:
         storage=args.storage,
         seed=args.seed,
         normalize=args.normalize,
+        invalid=args.invalid,
         memory_limit=args.memory_limit,
         threads=args.threads,
         progress=not args.quiet,
@@ -105,7 +114,8 @@ def build(args: argparse.Namespace) -> None:
     if args.json:
         text.print_json({"tree": args.out, "seconds": seconds, "stats": tree.stats()})
     else:
-        print(f"{args.out}: {len(tree):,} rows of {tree.dim} dimensions in {text.duration(seconds)}")
+        left_out = f" ({tree.skipped.size:,} of them skipped)" if tree.skipped.size else ""
+        print(f"{args.out}: {len(tree):,} rows{left_out} of {tree.dim} dimensions in {text.duration(seconds)}")
 
 
 def info(args: argparse.Namespace) -> None:
@@ -128,7 +138,8 @@ def describe(tree: captree.Tree, name: str) -> str:
     rows, size = stats["rows"], stats["bytes"]
     lines = [
         f"{name}",
-        f"  {rows:,} rows of {stats['dim']} dimensions, stored as {stats['storage']}",
+        f"  {rows:,} rows of {stats['dim']} dimensions, stored as {stats['storage']}"
+        + (f"; {stats['skipped']:,} of them skipped" if stats["skipped"] else ""),
         f"  {text.size(size)} in all, {text.size(stats['vector_bytes'])} of them vectors",
         f"  {stats['nodes']:,} nodes, {stats['leaves']:,} of them leaves with {stats['leaf_rows_min']:,} to "
         f"{stats['leaf_rows_max']:,} rows (mean {stats['leaf_rows_mean']:.1f})",
