@@ -230,7 +230,7 @@ def test_hidden_folders_and_dead_links(tmp_path):
     (folder / "._000.png").write_bytes(b"resource fork")
     assert list(open_images(folder).paths) == list(images)
     (folder / "more.png").symlink_to("nowhere.png")
-    with pytest.raises(DataError, match="more.png: a link to nowhere.png"):
+    with pytest.raises(DataError, match=r"more\.png: a link to nowhere\.png"):
         open_images(folder)
 
 
