@@ -53,10 +53,11 @@ impl Vectors {
     }
 }
 
-/// The `d` coordinates of row `row`.
+/// The `d` coordinates of row `row`, which may be a number out of a file: too large ones are an error.
 #[inline]
 pub(crate) fn row<E: Element>(array: &Array<E>, row: usize, d: usize) -> Result<&[E]> {
-    array.slice(row * d..(row + 1) * d)
+    let start = row.saturating_mul(d);
+    array.slice(start..start.saturating_add(d))
 }
 
 /// The rows of a range, each as a slice.

@@ -145,7 +145,7 @@ def test_the_tutorial(place, monkeypatch):
         verb, rest = cli._find(words)
         if "--help" in words:
             continue
-        if match.start() < text.index("## Without a hub\n"):
+        if match.start() < text.index("## Without downloads\n"):
             cli._parse(verb, rest)  # needs weights of others; that the command makes sense can be told
         else:
             assert run(*words, *shlex.split(SMALLER.get(verb.name, ""))) == 0, match[0]

@@ -168,6 +168,9 @@ impl<E: Element> Search<'_, E> {
                 }
             }
             left = missed;
+            if factor.is_infinite() && !left.is_empty() {
+                return Err(self.contradiction());
+            }
             // Twelve deviations, then all rows.
             factor = if factor > 1.0 { f64::INFINITY } else { 4.0 };
         }
@@ -236,6 +239,11 @@ impl<E: Element> Search<'_, E> {
         Ok(found)
     }
 
+    /// What only a tree can lead to that was not made by captree.
+    fn contradiction(&self) -> Error {
+        self.tree.corrupt("sketches and rows contradict each other".into())
+    }
+
     /// The bound of one center from what a scan found, or nothing where the band missed.
     fn finish(&self, center: usize, band: &Band, rows: BandRows) -> Result<Option<f64>> {
         let BandRows { above, mut kept, .. } = rows;
@@ -265,7 +273,9 @@ impl<E: Element> Search<'_, E> {
             E::widen(row(self.array, position as usize, self.tree.dim)?, &mut wide);
             *bound = least_bound(self.caps.center(center), &wide);
         }
-        let (_, bound, _) = bounds.select_nth_unstable_by(k - above - surely - 1, f64::total_cmp);
+        let place = (k - above - 1).checked_sub(surely).filter(|place| *place < bounds.len());
+        let Some(place) = place else { return Err(self.contradiction()) };
+        let (_, bound, _) = bounds.select_nth_unstable_by(place, f64::total_cmp);
         // Adding 0 turns -0 into 0.
         Ok(Some(bound.clamp(0.0, 2.0) + 0.0))
     }

@@ -69,7 +69,7 @@ impl Tree {
             .collect();
         for (out, positions) in rows.chunks_exact_mut(options.k).zip(&drawn) {
             for (row, position) in out.iter_mut().zip(positions.iter().flatten()) {
-                *row = self.rows.get(*position)?;
+                *row = self.row_at(*position)?;
             }
         }
         self.fall_back(caps, &drawn, &mut rows, options, call)?;

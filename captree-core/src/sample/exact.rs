@@ -145,7 +145,7 @@ impl<E: Element> Sampler<'_, E> {
             let lists = listed(&scan, &numbers, &left.iter().map(|draws| draws.cap).collect::<Vec<_>>())?;
             left.par_iter_mut().zip(lists).try_for_each(|(draws, positions)| {
                 self.call.check()?;
-                let inside = positions.iter().map(|p| Ok(self.tree.rows.get(*p as usize)? as u32));
+                let inside = positions.iter().map(|p| Ok(self.tree.row_at(*p as usize)? as u32));
                 self.choose(draws, &inside.collect::<Result<Vec<u32>>>()?);
                 self.call.add(1);
                 Ok(())

@@ -111,6 +111,11 @@ impl Tree {
         self.path.as_deref()
     }
 
+    /// What to say of a tree that cannot be as it is.
+    pub(crate) fn corrupt(&self, reason: String) -> Error {
+        Error::Corrupt { path: self.path.clone().unwrap_or_else(|| "(memory)".into()), reason }
+    }
+
     /// The nodes, breadth first; node 0 is the root.
     pub fn nodes(&self) -> &[NodeRecord] {
         &self.nodes
@@ -125,6 +130,15 @@ impl Tree {
     pub fn node_rows(&self, node: usize) -> Result<&[i64]> {
         let record = self.nodes.get(node).ok_or_else(|| Error::out_of_range("a node", self.nodes.len(), node))?;
         self.rows.slice(record.range())
+    }
+
+    /// The row at a tree position. Errors: [`Error::Corrupt`] for a number that no row has.
+    pub(crate) fn row_at(&self, position: usize) -> Result<i64> {
+        let row = self.rows.get(position)?;
+        match usize::try_from(row) {
+            Ok(i) if i < self.len() => Ok(row),
+            _ => Err(self.corrupt(format!("position {position} holds row {row} of {}", self.len()))),
+        }
     }
 
     /// Tree positions of rows. Errors: [`Error::RowOutOfRange`], for rows that were skipped too.

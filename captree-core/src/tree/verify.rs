@@ -8,7 +8,7 @@ use crate::caps::RowTest;
 use crate::control::{Call, Control};
 use crate::distance::{Kernels, TILE, f32_error};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::exact;
 use crate::store::Array;
 use crate::vectors::{norm, row, rows, with_elements};
@@ -44,10 +44,6 @@ impl Tree {
 
     fn vectors_bytes(&self) -> u64 {
         with_elements!(&self.vectors, a => a.byte_len())
-    }
-
-    fn corrupt(&self, reason: String) -> Error {
-        Error::Corrupt { path: self.path.clone().unwrap_or_else(|| "(memory)".into()), reason }
     }
 
     fn verify_permutation(&self) -> Result<()> {
