@@ -10,6 +10,9 @@ PYTEST_BENCH_FLAGS ?= --benchmark-autosave
 WHEEL_FLAGS ?=
 COMPARE_FLAGS ?= --rows 50000
 STUDY_FLAGS ?=
+# How long `make fuzz` runs, on every core, and where it writes a corpus that reaches as much.
+FUZZ_SECONDS ?= 600
+FUZZ_SAVE ?= target/fuzz-corpus.txt
 # What runs an aarch64 program, and the processors that it stands for: with i8mm, with dotprod alone, with neither.
 QEMU_AARCH64 ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 AARCH64_CPUS ?= max neoverse-n1 cortex-a72
@@ -27,12 +30,15 @@ export PYO3_PYTHON := $(CURDIR)/$(PY)
 RUST_SOURCES := Cargo.toml $(wildcard Cargo.lock) captree-core/Cargo.toml $(shell find captree-core/src -name '*.rs')
 PYTHON_SOURCES := pyproject.toml README.md $(shell find python -type f -not -name '*.so' -not -name '*.pyc')
 
+HOST = $(shell rustc -vV | sed -n 's/host: //p')
+CORPUS := captree-core/fuzz/corpus.txt
+
 section = @printf '\n=== %s  %s\n' "$$(date +%T)" '$(1)'
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs wheel dev clean compare \
-        lint-rust lint-python lint-genmodel test-rust test-docs-rust test-stubs test-benches test-torch test-genmodel \
+.PHONY: help demo test lint bench docs wheel dev clean compare fuzz sanitize \
+        lint-rust lint-python lint-genmodel test-rust test-fuzz test-docs-rust test-stubs test-benches test-torch test-genmodel \
         test-python test-aarch64 bench-data study-scenes study-clipart
 
 help: ## List these targets
@@ -42,7 +48,7 @@ demo: $(VENV)/.stamp-captree .venv-torch/.stamp-genmodel ## captree's story on r
 	$(BIN)/captree demo --out demo-out
 	.venv-torch/bin/genmodel demo --out demo-out/genmodel
 
-test: lint-rust test-rust test-docs-rust lint-python test-stubs test-benches test-torch lint-genmodel test-genmodel test-python ## Run every check and every test
+test: lint-rust test-rust test-fuzz test-docs-rust lint-python test-stubs test-benches test-torch lint-genmodel test-genmodel test-python ## Run every check and every test
 
 lint: lint-rust lint-python ## Formatters, clippy, ruff and mypy, warnings as errors
 
@@ -60,6 +66,22 @@ study-scenes: .venv-torch/.stamp-genmodel ## The study on rendered scenes: hours
 
 study-clipart: .venv-torch/.stamp-genmodel ## The study on clip art: an hour; first make its images: python tools/make_clipart.py
 	cd genmodel && ../.venv-torch/bin/python -m studies.clipart $(STUDY_FLAGS)
+
+# Counters of branches, for the host's programs alone: build scripts have nothing that would keep them.
+fuzz: export RUSTFLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
+fuzz: ## Open, verify and ask damaged tree folders for ten minutes (FUZZ_SECONDS), on every core
+	cargo build -p captree-fuzz --target-dir target/fuzz --target $(HOST)
+	@status=0; jobs=(); for core in $$(seq $$(nproc 2>/dev/null || sysctl -n hw.ncpu)); do \
+		target/fuzz/$(HOST)/debug/captree-fuzz --seconds $(FUZZ_SECONDS) --corpus $(CORPUS) --save $(FUZZ_SAVE).$$core & \
+		jobs+=($$!); \
+	done; for job in "$${jobs[@]}"; do wait $$job || status=1; done; exit $$status
+
+# rustc keeps sanitizers for its nightly versions; the variable makes this one take the option.
+sanitize: export RUSTC_BOOTSTRAP := 1
+sanitize: export RUSTFLAGS := -Zsanitizer=address
+sanitize: ## The modules with unsafe code, and a minute of damaged folders, under AddressSanitizer
+	cargo test -p captree-core --lib --target-dir target/sanitize --target $(HOST) -- distance:: sketch::kernel sample::order store::
+	cargo run -p captree-fuzz --target-dir target/sanitize --target $(HOST) -- --seconds 60 --seed 2 --corpus $(CORPUS)
 
 docs: test-docs-rust $(VENV)/.stamp-captree ## Build the Rust API docs (target/doc) and run the examples of README.md and docs/
 	$(PY) -m pytest tests/test_docs.py
@@ -92,6 +114,10 @@ lint-rust: $(VENV)/.stamp-tools
 test-rust:
 	$(call section,cargo test: unit$(comma) property and doc tests)
 	cargo test --workspace
+
+test-fuzz:
+	$(call section,a minute of damaged and forged tree folders)
+	cargo run -p captree-fuzz -- --seconds 60 --seed 1 --corpus $(CORPUS)
 
 test-docs-rust:
 	$(call section,cargo doc$(comma) warnings as errors)

@@ -7,6 +7,10 @@ chosen; after that it is deterministic.
 from __future__ import annotations
 
 import itertools
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -307,3 +311,35 @@ def test_estimates_hold_with_their_confidence(tree, kept):
             misses += (found.low > exact) | (exact > found.high)
         allowed = stats.binom.isf(ALARM, 300, 1 - confidence)
         assert (misses <= allowed).all(), (confidence, misses)
+
+
+KERNELS = """
+import sys, numpy as np, captree
+from captree.testing import clip_like
+tree = captree.build(clip_like(6000, 48, seed=1), leaf_size=100)
+caps = captree.training_caps(tree, 400, seed=2)
+np.savez(sys.argv[1], kernels=tree.stats()["kernels"], count=tree.count(caps), once=tree.sample(caps, 5, seed=3),
+         distinct=tree.sample(caps, 5, replace=False, seed=3), near=tree.nearest(caps.centers[:50], 4).rows)
+"""
+
+
+def test_draws_are_the_same_with_every_instruction_set(tmp_path):
+    found = {}
+    for name in ("", "portable", "avx2", "avx512", "neon"):
+        command = [sys.executable, "-c", KERNELS, str(tmp_path / f"{name}.npz")]
+        done = subprocess.run(
+            command, env={**os.environ, "CAPTREE_KERNELS": name}, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            # What this processor lacks is refused, never replaced by something else.
+            assert "CAPTREE_KERNELS: expected one of portable" in done.stderr
+            assert f"got {name}" in done.stderr
+            continue
+        found[name] = np.load(tmp_path / f"{name}.npz")
+        assert name in str(found[name]["kernels"])
+    assert {"", "portable"} <= found.keys()
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert str(found[""]["kernels"]) != "portable, portable"
+    for answers in found.values():
+        for part in ("count", "once", "distinct", "near"):
+            np.testing.assert_array_equal(answers[part], found["portable"][part])

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::instructions;
 use crate::limits::MAX_THREADS;
 
 /// No thread holds the lock on the pools for so long.
@@ -58,8 +59,10 @@ pub struct Call {
 }
 
 impl Call {
-    /// With `threads` threads, or one per core. Errors: [`Error::InvalidParameter`] for 0 or more than [`MAX_THREADS`].
+    /// With `threads` threads, or one per core. Errors: [`Error::InvalidParameter`] for 0 or more than
+    /// [`MAX_THREADS`], and for an instruction set in the environment that this processor lacks.
     pub fn new(threads: Option<usize>) -> Result<Self> {
+        instructions::check()?;
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
         if threads == 0 || threads > MAX_THREADS {
             return Err(Error::parameter("threads", format!("a number between 1 and {MAX_THREADS}"), threads));

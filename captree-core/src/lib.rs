@@ -32,6 +32,7 @@ mod distance;
 mod element;
 mod error;
 mod exact;
+mod instructions;
 mod limits;
 mod memory;
 #[cfg(feature = "python")]

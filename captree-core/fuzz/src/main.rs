@@ -82,7 +82,7 @@ fn run(options: &Options) -> Result<(), String> {
     let call = Call::new(Some(1)).map_err(|e| text(&e))?;
     let bases = bases::build(place.path(), &call).map_err(|e| text(&e))?;
     let target = Target::new(place.path(), &bases).map_err(|e| text(&e))?;
-    let mut cases = vec![vec![0]];
+    let mut cases = Vec::new();
     if let Some(path) = &options.corpus {
         let lines = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
         for line in lines.lines().filter(|line| !line.starts_with('#')) {
@@ -90,6 +90,11 @@ fn run(options: &Options) -> Result<(), String> {
         }
     }
     let mut session = Session::new(&target, &bases);
+    for base in 0..bases.len() as u8 {
+        if session.attempt(vec![base])? != Outcome::Sound {
+            return Err(format!("base {base}: expected a sound tree as it is built"));
+        }
+    }
     let given = cases.len();
     for case in cases {
         session.attempt(case)?;
@@ -149,7 +154,7 @@ impl<'a> Session<'a> {
     }
 
     /// Tries a case, and keeps it if it is new.
-    fn attempt(&mut self, case: Vec<u8>) -> Result<(), String> {
+    fn attempt(&mut self, case: Vec<u8>) -> Result<Outcome, String> {
         // There if the process dies: what no handler could write any more.
         fs::write(&self.current, to_hex(&case)).map_err(|e| e.to_string())?;
         self.watched.fetch_add(1, Ordering::Relaxed);
@@ -168,7 +173,7 @@ impl<'a> Session<'a> {
         if good || self.kept.is_empty() {
             self.kept.push(case);
         }
-        Ok(())
+        Ok(outcome)
     }
 
     /// Writes the kept cases, short ones first, without those that reach nothing more.
@@ -176,7 +181,7 @@ impl<'a> Session<'a> {
         let mut kept = std::mem::take(&mut self.kept);
         kept.sort_by_key(Vec::len);
         self.seen = Seen::new();
-        kept.into_iter().try_for_each(|case| self.attempt(case))?;
+        kept.into_iter().try_for_each(|case| self.attempt(case).map(drop))?;
         let lines: String = self.kept.iter().map(|case| to_hex(case) + "\n").collect();
         fs::write(path, lines).map_err(|e| format!("{}: {e}", path.display()))
     }

@@ -21,6 +21,8 @@ use std::sync::OnceLock;
 
 use half::f16;
 
+use crate::instructions;
+
 /// Rows a tile holds at most: one bit each in the masks that queries work with.
 pub const TILE: usize = 64;
 
@@ -62,10 +64,10 @@ impl Kernels {
         found
     }
 
-    /// The fastest kernels of this CPU.
+    /// The kernels that run: the fastest of this CPU, or those that the environment asks for (`instructions.rs`).
     pub fn get() -> &'static Kernels {
         static BEST: OnceLock<Kernels> = OnceLock::new();
-        BEST.get_or_init(|| Kernels::available()[0])
+        BEST.get_or_init(|| instructions::choose(&Kernels::available(), |kernels| kernels.name))
     }
 
     /// The instruction set's name, for reports.

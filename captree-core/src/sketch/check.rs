@@ -12,6 +12,9 @@ use crate::error::Result;
 /// Relative room for this check's own float64 sums.
 const SLACK: f64 = 1e-6;
 
+/// No term is as large: lengths are of vectors shorter than 3, or of at most 512 integer codes.
+const LARGEST: f32 = 1e5;
+
 impl Sketch {
     /// Says what is wrong with the basis, if anything.
     pub fn basis_fault(&self) -> Option<String> {
@@ -32,6 +35,10 @@ impl Sketch {
             (self.tile_codes.slice(span(TILE * bytes, group))?, self.tile_terms.slice(span(TERMS, group))?);
         let whole = Interleaved { codes: tile_codes, terms: tile_terms, number: tile % TILE };
         let mut wide = vec![0.0f32; basis.dim];
+        let tiles = self.row_terms.len() / TERMS - group * TILE;
+        if let Some(what) = terms_fault(terms, rows.len(), true).or_else(|| terms_fault(tile_terms, tiles, false)) {
+            return Ok(Some(format!("the sketch of tile {tile}: {what}")));
+        }
         for (r, (row, split)) in rows.iter().zip(split(basis, rows, |_| 1.0)).enumerate() {
             E::widen(row, &mut wide);
             let shift = super::basis::dot(&wide, &basis.mean) - basis.mean_square;
@@ -105,17 +112,19 @@ impl Sketch {
     /// The row must lie within the radius and reach of its tile.
     fn mean_fault(&self, whole: &Interleaved<'_>, split: &Split, shift: f64) -> Option<String> {
         let bounds = Bounds::of(whole.terms);
-        let (mut far, mut kept) = (0.0f64, [0.0f64; 2]);
+        let (mut far, mut kept) = ([0.0f64; 2], [0.0f64; 2]);
         let widths = self.basis.widths;
         for (k, z) in split.z[..widths.second].iter().enumerate() {
             let stands_for = self.steps.of(widths, k) * whole.code(k);
-            far += (f64::from(*z) - stands_for).powi(2);
-            kept[usize::from(k >= widths.first)] += stands_for.powi(2);
+            let part = usize::from(k >= widths.first);
+            far[part] += (f64::from(*z) - stands_for).powi(2);
+            kept[part] += stands_for.powi(2);
         }
-        let lost = f64::from(bounds.first_lost).hypot(f64::from(bounds.second_lost));
-        let radius = (whole.term(field::RADIUS) + lost) as f32;
+        // What the code of the mean loses is counted for each part, the rest for both together.
+        let beyond = |part: usize, lost: f32| (far[part].sqrt() - f64::from(lost)).max(0.0);
+        let rest = beyond(0, bounds.first_lost).hypot(beyond(1, bounds.second_lost));
         let reach = whole.term(field::REACH) as f32;
-        at_most("radius", far.sqrt(), radius, self.error())
+        at_most("radius", rest, whole.term(field::RADIUS) as f32, self.error())
             .or_else(|| at_most("first length", kept[0].sqrt(), bounds.first_length, 0.0))
             .or_else(|| at_most("second length", kept[1].sqrt(), bounds.second_length, 0.0))
             .or_else(|| at_most("reach", (shift - whole.term(field::SHIFT)).abs(), reach, 1e-9))
@@ -156,6 +165,18 @@ impl Interleaved<'_> {
     fn term(&self, field: usize) -> f64 {
         f64::from(self.terms[field + self.number])
     }
+}
+
+/// The terms of `used` rows, or of tiles, are finite, and all but shifts are lengths. Folded integers of rows are no
+/// terms, and nobody looks at places without a row.
+fn terms_fault(terms: &[f32], used: usize, of_rows: bool) -> Option<String> {
+    let is_wrong = |(i, term): &(usize, &f32)| {
+        let is_folded = of_rows && (field::FOLDED..field::FOLDED + TILE).contains(i);
+        let is_used = *i >= 4 * TILE || i % TILE < used;
+        is_used && !is_folded && !(term.abs() <= LARGEST && (*i < TILE || **term >= 0.0))
+    };
+    let (i, term) = terms.iter().enumerate().find(is_wrong)?;
+    Some(format!("expected terms from 0 to {LARGEST}, found {term} at {i}"))
 }
 
 fn at_most(name: &str, value: f64, bound: f32, error: f64) -> Option<String> {

@@ -19,7 +19,7 @@ impl Tree {
     /// `leaf_size`, that every row lies in the cap of every node above it, in exact arithmetic, and that codes and
     /// terms of the sketches keep what their bounds promise.
     ///
-    /// Errors: [`Error::Corrupt`] with the first violation; [`Error::Interrupted`].
+    /// Errors: [`Corrupt`](crate::Error::Corrupt) with the first violation; [`Interrupted`](crate::Error::Interrupted).
     pub fn verify(&self, call: &Call) -> Result<()> {
         call.run(|| {
             let bytes =

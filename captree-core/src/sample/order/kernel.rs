@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::Order;
+use crate::instructions;
 
 /// Rows that are taken together.
 pub(crate) const WIDTH: usize = 16;
@@ -11,6 +12,7 @@ pub(crate) const WIDTH: usize = 16;
 /// The loops of one instruction set.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
+    name: &'static str,
     pub first: fn(&Order, &[u32]) -> u32,
     pub some: fn(&Order, u32) -> [u32; WIDTH],
 }
@@ -29,7 +31,7 @@ pub(super) fn some(order: &Order, start: u32) -> [u32; WIDTH] {
 
 fn best() -> Kernel {
     static BEST: std::sync::OnceLock<Kernel> = std::sync::OnceLock::new();
-    *BEST.get_or_init(|| available()[0])
+    *BEST.get_or_init(|| instructions::choose(&available(), |kernel| kernel.name))
 }
 
 /// All that this CPU can run, fastest first.
@@ -37,7 +39,7 @@ pub(super) fn available() -> Vec<Kernel> {
     let mut found = Vec::new();
     #[cfg(target_arch = "x86_64")]
     found.extend(x86_64::available());
-    found.push(Kernel { first: first_of, some: some_from });
+    found.push(Kernel { name: "portable", first: first_of, some: some_from });
     found
 }
 
@@ -79,6 +81,7 @@ mod x86_64 {
         let mut found = Vec::new();
         if is_x86_feature_detected!("avx512f") {
             found.push(Kernel {
+                name: "avx512",
                 // SAFETY: both closures are only handed out where the CPU was just seen to have AVX-512F.
                 first: |order, rows| unsafe { first_avx512(order, rows) },
                 // SAFETY: as above.
@@ -87,6 +90,7 @@ mod x86_64 {
         }
         if is_x86_feature_detected!("avx2") {
             found.push(Kernel {
+                name: "avx2",
                 // SAFETY: both closures are only handed out where the CPU was just seen to have AVX2.
                 first: |order, rows| unsafe { first_avx2(order, rows) },
                 // SAFETY: as above.

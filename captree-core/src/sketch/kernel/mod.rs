@@ -20,6 +20,7 @@ pub(crate) use quarters::Quarters;
 
 use super::TILE;
 use super::levels::{Bounds, TERMS};
+use crate::instructions;
 
 /// What the first level needs of one query beside its code: see [`super::fold`].
 #[derive(Clone, Copy, Debug)]
@@ -356,11 +357,11 @@ impl IntKernels {
         found
     }
 
-    /// The fastest kernels of this CPU.
+    /// The kernels that run: the fastest of this CPU, or those that the environment asks for (`instructions.rs`).
     #[inline]
     pub fn get() -> &'static IntKernels {
         static BEST: OnceLock<IntKernels> = OnceLock::new();
-        BEST.get_or_init(|| IntKernels::available()[0])
+        BEST.get_or_init(|| instructions::choose(&IntKernels::available(), |kernels| kernels.name))
     }
 
     /// The instruction set's name, for reports.
