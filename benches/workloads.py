@@ -64,7 +64,7 @@ def choose_caps(
     everything = np.arange(len(counts))
     return {
         "all": everything[:most],
-        "needles": everything[counts < 0.001 * rows][:most],
+        "narrow": everything[counts < 0.001 * rows][:most],
         "small": everything[counts <= 1000][:most],
     }
 

@@ -187,7 +187,7 @@ class PermutedScan(Peer):
         drawn = np.zeros(len(centers), dtype=np.int64)
         active = np.arange(len(centers))
         start = int(np.random.default_rng(seed).integers(n))
-        # Blocks grow, so that easy caps cost little and needles run at the speed of the product.
+        # Blocks grow, so that easy caps cost little and narrow ones run at the speed of the product.
         seen, step = 0, 256
         while seen < n and len(active):
             low = (start + seen) % n

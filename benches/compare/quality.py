@@ -11,7 +11,7 @@ from benches.compare.peers import Peer, Rows
 
 SAMPLED_CAPS = 2
 SAMPLED_ROWS = ((20, 200), (500, 2000))
-"""Sizes of the caps that samplers are judged on: needles, and caps where many nodes cross."""
+"""Sizes of the caps that samplers are judged on: narrow ones, and caps where many nodes cross."""
 DRAWS_PER_ROW = 20
 MOST_CALLS = 4000
 NOISE_RUNS = 20

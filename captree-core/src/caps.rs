@@ -117,6 +117,19 @@ pub(crate) struct NodeAngle {
     sin: f64,
 }
 
+/// What a dot product of a query and a node's center says of the node's rows depends on these.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lengths {
+    /// The query's norm.
+    pub query: NormRange,
+    /// The norms of the nodes' centers.
+    pub centers: NormRange,
+    /// The norms of the rows.
+    pub rows: NormRange,
+    /// How far the dot product may be from the real one.
+    pub error: f64,
+}
+
 /// Slack for the few float64 operations in [`NodeAngle`], each off by at most 2^-52 relative to values of at most 2.
 const SLACK: f64 = 1e-14;
 
@@ -130,14 +143,15 @@ impl NodeAngle {
         NodeAngle { cos, sin: ((1.0 - cos) * (1.0 + cos)).sqrt() }
     }
 
-    /// Bounds on <query, row> for all rows of the node, given `dot` = <query, node center> within `error`.
+    /// Bounds on <query, row> for all rows of the node, given `dot` = <query, node center> within the error.
     ///
     /// With angles a = (query, center), r = (center, row) <= R, the triangle inequality on the sphere gives
     /// a - R <= (query, row) <= a + R; the cosine falls with the angle.
-    pub fn dot_bounds(&self, dot: f64, error: f64, query: NormRange, center: NormRange, rows: NormRange) -> (f64, f64) {
+    pub fn dot_bounds(&self, dot: f64, lengths: &Lengths) -> (f64, f64) {
+        let Lengths { query, centers, rows, error } = lengths;
         let cosine = |dot: f64, up: bool| {
             let widen = (dot >= 0.0) == up;
-            let scale = if widen { query.low * center.low } else { query.high * center.high };
+            let scale = if widen { query.low * centers.low } else { query.high * centers.high };
             (dot / scale + if up { SLACK } else { -SLACK }).clamp(-1.0, 1.0)
         };
         let (low, high) = (cosine(dot - error, false), cosine(dot + error, true));
@@ -150,16 +164,8 @@ impl NodeAngle {
     }
 
     /// Relation to the cap {dot >= 1 - bound}.
-    pub fn relation(
-        &self,
-        dot: f64,
-        error: f64,
-        query: NormRange,
-        center: NormRange,
-        rows: NormRange,
-        bound: f64,
-    ) -> Relation {
-        let (least, most) = self.dot_bounds(dot, error, query, center, rows);
+    pub fn relation(&self, dot: f64, lengths: &Lengths, bound: f64) -> Relation {
+        let (least, most) = self.dot_bounds(dot, lengths);
         let threshold = 1.0 - bound;
         if most < threshold - f64::EPSILON {
             Relation::Outside
@@ -195,8 +201,9 @@ mod tests {
             let x = if flip { x.map(|v| -v) } else { x };
             let range = |v: &[f32]| NormRange::of(norm(v));
             let angle = NodeAngle::new(dot(&c, &x) - 1e-15, range(&c), range(&x));
+            let lengths = Lengths { query: range(&q), centers: range(&c), rows: range(&x), error };
             for shift in [-error, 0.0, error] {
-                let (least, most) = angle.dot_bounds(dot(&q, &c) + shift, error, range(&q), range(&c), range(&x));
+                let (least, most) = angle.dot_bounds(dot(&q, &c) + shift, &lengths);
                 prop_assert!(least <= dot(&q, &x) && dot(&q, &x) <= most, "{least} {} {most}", dot(&q, &x));
             }
         }

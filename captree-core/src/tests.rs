@@ -133,7 +133,7 @@ proptest! {
 
 #[test]
 fn draws_are_uniform_whichever_way_they_are_made() {
-    // A wide cap is drawn anywhere, a middle one from what is not excluded, a needle by rank.
+    // Draws of a wide cap are found by tries, those of a narrow one in the list of its rows.
     let n = 4000;
     let rows: Vec<f32> = (0..n)
         .flat_map(|i| {

@@ -132,9 +132,9 @@ impl<E: Element> Sampler<'_, E> {
         let (n, pilots) = (self.tree.len(), Pilots::of(self.tree.kept()));
         // Rows of an order that the pilot set stands for: tries meet rows that were skipped, too.
         let tested = (pilots.rows as u128 * n as u128 / self.tree.kept() as u128) as usize;
-        batch.par_iter_mut().zip(pilots.met(&scan)?).try_for_each(|(draws, met)| {
-            self.tries(draws, 0, Tested { rows: tested, inside: met.surely() })?;
-            draws.expected = draws.expected.max(met.rows * n / tested.max(1));
+        batch.par_iter_mut().zip(pilots.hits(&scan)?).try_for_each(|(draws, hits)| {
+            self.tries(draws, 0, Tested { rows: tested, inside: hits.surely() })?;
+            draws.expected = draws.expected.max(hits.rows * n / tested.max(1));
             self.call.add(u64::from(draws.unfinished.is_empty()));
             Ok(())
         })?;

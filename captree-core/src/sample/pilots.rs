@@ -17,14 +17,14 @@ pub(super) struct Pilots {
     pub rows: usize,
 }
 
-/// What a cap meets in the pilot set: tiles with rows inside, and these rows.
+/// What a cap has in the pilot set: tiles with rows inside, and these rows.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Met {
+pub(super) struct Hits {
     pub tiles: usize,
     pub rows: usize,
 }
 
-impl Met {
+impl Hits {
     /// About as many of its rows as can be counted on: neighbors lie inside together, so the rows of few tiles say
     /// little about others. All of them less two standard deviations of the number of tiles, but at least one of each.
     pub fn surely(&self) -> usize {
@@ -43,24 +43,24 @@ impl Pilots {
         Pilots { tiles, rows }
     }
 
-    /// What each cap of a scan meets.
-    pub fn met(&self, scan: &Scan<'_>) -> Result<Vec<Met>> {
-        let mut met = Vec::new();
-        for (size, parts) in scan.run_tiles(&self.tiles, |block| Meetings(vec![Met::default(); block.len()]))? {
+    /// What each cap of a scan has in the pilot set.
+    pub fn hits(&self, scan: &Scan<'_>) -> Result<Vec<Hits>> {
+        let mut hits = Vec::new();
+        for (size, parts) in scan.run_tiles(&self.tiles, |block| BlockHits(vec![Hits::default(); block.len()]))? {
             let total = |i: usize| {
                 let each = parts.iter().map(|p| p.0[i]);
-                each.fold(Met::default(), |a, b| Met { tiles: a.tiles + b.tiles, rows: a.rows + b.rows })
+                each.fold(Hits::default(), |a, b| Hits { tiles: a.tiles + b.tiles, rows: a.rows + b.rows })
             };
-            met.extend((0..size).map(total));
+            hits.extend((0..size).map(total));
         }
-        Ok(met)
+        Ok(hits)
     }
 }
 
-/// What the caps of a block meet.
-struct Meetings(Vec<Met>);
+/// What the caps of a block have.
+struct BlockHits(Vec<Hits>);
 
-impl Sink for Meetings {
+impl Sink for BlockHits {
     fn all(&mut self, i: usize, positions: Range<usize>) -> Result<()> {
         self.0[i].tiles += 1;
         self.0[i].rows += positions.len();

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::caps::{Caps, Relation};
+use crate::caps::{Caps, Lengths, Relation};
 use crate::distance::{Kernels, f32_error};
 use crate::error::Result;
 use crate::tree::Tree;
@@ -26,13 +26,12 @@ pub(crate) fn relations(
     let queries: Vec<&[f32]> = active.iter().map(|c| caps.center(*c)).collect();
     let mut dots = vec![0.0f32; centers.len() * queries.len()];
     Kernels::get().dots(&centers, &queries, &mut dots);
-    let (error, norms) = (f32_error(d), &tree.norms);
+    let norms = &tree.norms;
     for (i, (cap, dots)) in active.iter().zip(dots.chunks_exact(nodes.len())).enumerate() {
-        let (query, bound) = (caps.norm(*cap), caps.bound(*cap));
+        let lengths = Lengths { query: caps.norm(*cap), centers: norms.centers, rows: norms.rows, error: f32_error(d) };
         for (node, dot) in nodes.clone().zip(dots) {
             let angle = &tree.angles[node];
-            let relation = angle.relation(f64::from(*dot), error, query, norms.centers, norms.rows, bound);
-            each(i, node, relation)?;
+            each(i, node, angle.relation(f64::from(*dot), &lengths, caps.bound(*cap)))?;
         }
     }
     Ok(())
