@@ -435,3 +435,13 @@ def test_a_machine_that_cannot_compile(tmp_path: Path, monkeypatch: pytest.Monke
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.ConfigError, match=message):
         train_config(Path("data"), Path("out"), **settings)
+
+
+def test_a_checkpoint_names_its_data_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_shards(tmp_path / "data", n=40)
+    monkeypatch.chdir(tmp_path)
+    report = train(train_config(Path("data"), Path("out"), steps=2, batch_size=4))
+    monkeypatch.chdir("/")
+    extra = load_checkpoint(report.checkpoint).extra
+    assert extra["train"]["data"] == str(tmp_path / "data")
+    assert Path(report.checkpoint).is_relative_to(tmp_path / "out")

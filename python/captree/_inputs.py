@@ -142,9 +142,9 @@ def _vector_of(record: Mapping[str, Any], column: str | None, index: int) -> Any
         return record[column]
     found = [name for name, value in record.items() if np.ndim(value) and not isinstance(value, (str, bytes))]
     if len(found) != 1:
-        what = "several columns of vectors" if found else "no column of vectors"
-        names = ", ".join(map(str, found or record))
-        raise InvalidParameterError(f"{what} in record {index}: name one of {names}", parameter="column")
+        several = f"several columns of vectors in record {index}: name one of {', '.join(map(str, found))}"
+        none = f"no column of vectors in record {index}; it has {', '.join(map(str, record)) or 'no columns'}"
+        raise InvalidParameterError(several if found else none, parameter="column")
     return record[found[0]]
 
 

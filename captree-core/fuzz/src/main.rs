@@ -90,9 +90,9 @@ fn run(options: &Options) -> Result<(), String> {
         }
     }
     let mut session = Session::new(&target, &bases);
-    for base in 0..bases.len() as u8 {
-        if session.attempt(vec![base])? != Outcome::Sound {
-            return Err(format!("base {base}: expected a sound tree as it is built"));
+    for pick in 0..16 {
+        if session.attempt(vec![pick])? != Outcome::Sound {
+            return Err(format!("case {pick:02x}: expected a sound tree, as it was built"));
         }
     }
     let given = cases.len();

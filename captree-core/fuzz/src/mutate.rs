@@ -78,7 +78,9 @@ const ODD: [u64; 24] = [
 /// The damage that a case does to one of the bases.
 pub fn decode(case: &[u8], bases: &[Files]) -> Damage {
     let mut from = Reader(case);
-    let base = from.below(bases.len());
+    // The largest base, the last one, costs as much as all others together: it comes once in sixteen cases.
+    let pick = from.below(16);
+    let base = if pick == 15 { bases.len() - 1 } else { pick % (bases.len() - 1) };
     let mut files = bases[base].clone();
     let mut damage = Damage { base, ..Damage::default() };
     let mut repair = true;

@@ -41,7 +41,7 @@ one is whole, and so is an empty folder; anything else there is an error.
     parser.add_argument("out", metavar="OUT", help="where the tree goes; by custom it ends in .captree")
     parser.add_argument("--column", metavar="C", help="the column of vectors (default: the only one there is)")
     parser.add_argument("--fanout", metavar="K", type=positive, default=64, help="children of a node (default 64)")
-    parser.add_argument("--leaf-size", metavar="L", type=positive, help="most rows of a leaf (default: chosen by size)")
+    parser.add_argument("--leaf-size", metavar="L", type=positive, help="most rows of a leaf (default 512)")
     parser.add_argument(
         "--storage",
         choices=("float16", "float32"),
