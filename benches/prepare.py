@@ -23,7 +23,7 @@ def make_arrays(name: str, settings: dict[str, Any], size: str, fresh: bool = Fa
     """Vectors and caps of one data set; unless `fresh`, from its folder when they are there."""
     path = workloads.folder(name, size) / "arrays.npz"
     wanted = {entry: value for entry, value in settings.items() if entry != "digest"}
-    key = json.dumps([wanted, captree.__version__], sort_keys=True)
+    key = json.dumps([wanted, workloads.KINDS, captree.__version__], sort_keys=True)
     if path.exists() and not fresh:
         with np.load(path) as kept:
             if str(kept["key"]) == key:

@@ -37,6 +37,10 @@ class Workload:
     """The answer by size."""
 
 
+KINDS = ("all", "narrow", "small")
+"""Of caps: all that were drawn, those that hold less than 0.1% of the rows, those that hold a thousand at most."""
+
+
 def read() -> tuple[dict[str, Any], list[Workload]]:
     """The whole list as it is, and its workloads."""
     listed = json.loads(LIST.read_text())
@@ -62,11 +66,8 @@ def choose_caps(
     """Positions of the caps of every kind among the drawn ones."""
     most = settings["most"][size]
     everything = np.arange(len(counts))
-    return {
-        "all": everything[:most],
-        "narrow": everything[counts < 0.001 * rows][:most],
-        "small": everything[counts <= 1000][:most],
-    }
+    chosen = (everything, everything[counts < 0.001 * rows], everything[counts <= 1000])
+    return {kind: caps[:most] for kind, caps in zip(KINDS, chosen, strict=True)}
 
 
 def digest(*arrays: NDArray[Any]) -> str:
