@@ -173,7 +173,7 @@ def test_a_shard_of_another_dim_is_named(shards):
 
 def test_a_tree_among_the_vectors_is_called_one(shards):
     captree.build(shards, out=shards / "t.captree")
-    with pytest.raises(InvalidVectorsError, match=r"t\.captree is a captree tree, not vectors: keep it outside"):
+    with pytest.raises(InvalidVectorsError, match=r"t\.captree is a captree tree, not vectors: .*keep it outside"):
         captree.build(shards, out=shards / "t.captree")
     with pytest.raises(InvalidVectorsError, match=r"t\.captree is a captree tree, not vectors: captree\.open"):
         captree.build(shards / "t.captree")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from captree import _arrow
 from captree._dlpack import from_dlpack
-from captree._rows import Reading, Rows, as_rows, is_bfloat16, no_rows, slice_rows, widened
+from captree._rows import Reading, Rows, as_rows, is_bfloat16, no_rows, slice_rows, widened, with_gaps
 from captree.errors import CaptreeError, InvalidParameterError, InvalidTypeError, InvalidVectorsError
 
 _HOST_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost
@@ -85,26 +85,21 @@ def is_vector(value: Any) -> bool:
 
 def stacked(vectors: Sequence[Any], how: Reading) -> tuple[NDArray[Any], bool]:
     """A list of single vectors as rows; those that are None become NaN where missing ones are skipped."""
-    given = [(i, vector) for i, vector in enumerate(vectors) if vector is not None]
-    if len(given) < len(vectors) and not how.skip:
-        first = next(i for i, vector in enumerate(vectors) if vector is None)
-        missing = len(vectors) - len(given)
+    given = np.array([vector is not None for vector in vectors])
+    if not given.all() and not how.skip:
+        missing, first = np.count_nonzero(~given), int(np.argmin(given))
         raise InvalidVectorsError(f"expected vectors without nulls, got {missing} that are None, first at {first}")
-    if not given:
+    if not given.any():
         raise InvalidVectorsError(f"expected vectors, got {len(vectors)} times None")
-    pieces = [piece for _, vector in given for piece in arrays(vector, Reading())]
+    pieces = [piece for vector in vectors if vector is not None for piece in arrays(vector, Reading())]
     kinds = {(array.dtype, flag) for array, flag in pieces}
     if len({array.shape for array, _ in pieces}) != 1 or len(kinds) != 1:
         raise InvalidVectorsError("expected a list of arrays of one shape and one dtype")
     rows, bfloat16 = np.stack([array for array, _ in pieces]), pieces[0][1]
-    if len(given) == len(vectors):
+    if given.all():
         return rows, bfloat16
-    if bfloat16:
-        rows, bfloat16 = widened(rows), False
-    kind = rows.dtype if rows.dtype.kind == "f" else np.dtype(np.float32)
-    every = np.full((len(vectors), *rows.shape[1:]), np.nan, kind)
-    every[[i for i, _ in given]] = rows
-    return every, bfloat16
+    kept = as_rows(rows, bfloat16, how)
+    return with_gaps(kept.float32() if kept.bfloat16 else kept.array, given), False
 
 
 def arrays(value: Any, how: Reading) -> Iterator[tuple[NDArray[Any], bool]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captree._rows import Reading
+from captree._rows import Reading, with_gaps
 from captree.errors import InvalidParameterError, InvalidTypeError, InvalidVectorsError, MissingDependencyError
 
 PARQUET = (".parquet", ".pq")
@@ -80,15 +80,19 @@ def ipc_blocks(path: Path, how: Reading) -> Iterator[NDArray[Any]]:
     """2-D views (n, d) of the vectors in one Arrow IPC file or stream, batch by batch."""
     pa = require_pyarrow("reading Arrow IPC")
     with _reading(pa, path), pa.memory_map(str(path)) as source:
-        try:
-            reader = pa.ipc.open_file(source)
-        except pa.ArrowInvalid:
-            source.seek(0)
-            stream = pa.ipc.open_stream(source)
-            yield from _batch_blocks(pa, stream, stream.schema, how, str(path))
-            return
-        batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-        yield from _batch_blocks(pa, batches, reader.schema, how, str(path))
+        schema, batches = ipc_batches(pa, source)
+        yield from _batch_blocks(pa, batches, schema, how, str(path))
+
+
+def ipc_batches(pa: Any, source: Any) -> tuple[Any, Iterable[Any]]:
+    """The schema and the batches of an opened Arrow IPC file or stream."""
+    try:
+        reader = pa.ipc.open_file(source)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        stream = pa.ipc.open_stream(source)
+        return stream.schema, stream
+    return reader.schema, (reader.get_batch(index) for index in range(reader.num_record_batches))
 
 
 def _batch_blocks(pa: Any, batches: Iterable[Any], schema: Any, how: Reading, where: str) -> Iterator[NDArray[Any]]:
@@ -184,7 +188,7 @@ def _block(pa: Any, array: Any, how: Reading) -> NDArray[Any]:
         array = array.storage
     _check_type(pa, array.type, how)
     array.validate()
-    rows, given = len(array), None
+    given = None
     if array.null_count:
         missing = np.asarray(array.is_null().to_numpy(zero_copy_only=False))
         if not how.skip:
@@ -198,11 +202,7 @@ def _block(pa: Any, array: Any, how: Reading) -> NDArray[Any]:
         raise InvalidVectorsError(f"expected vectors without nulls, got {values.null_count} null elements")
     # Elements that are null come as NaN.
     block = np.asarray(values.to_numpy(zero_copy_only=False)).reshape(len(array), _dim(pa, array))
-    if given is None:
-        return block
-    every = np.full((rows, block.shape[1]), np.nan, np.result_type(block.dtype, np.float16))
-    every[given] = block
-    return every
+    return block if given is None else with_gaps(block, given)
 
 
 def _dim(pa: Any, array: Any) -> int:

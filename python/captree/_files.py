@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -12,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captree import _arrow
-from captree._paths import MANIFEST, absolute, files_below, is_tree, matches
-from captree._rows import Reading, Rows, as_rows
-from captree.errors import CaptreeError, InvalidParameterError, InvalidTypeError, InvalidVectorsError, StorageError
+from captree._paths import absolute, files_at
+from captree._rows import Reading, Rows, as_rows, located
+from captree.errors import CaptreeError, InvalidParameterError, InvalidVectorsError, StorageError
 
 _FORMATS = ((".npy",), _arrow.PARQUET, _arrow.IPC)
 _SUFFIXES = ", ".join(suffix for kind in _FORMATS for suffix in kind)
+_MANIFEST = "manifest.json"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -41,19 +43,16 @@ def data_files(path: Path) -> list[Path]:
         StorageError: nothing there, or something that cannot be read.
         InvalidVectorsError: no files of vectors, or several formats.
     """
-    found = matches(path)
-    if found == [path] and not path.is_dir():
+    found = list(files_at(path))
+    if found == [path]:
         return found
     formats: dict[tuple[str, ...] | None, list[Path]] = {}
-    for place in found:
-        if place.is_dir() and is_tree(place):
-            raise InvalidVectorsError(f"{place} is a captree tree, not vectors: captree.open reads it")
-        for file in files_below(place) if place.is_dir() else [place]:
-            if file.name == MANIFEST and is_tree(file.parent):
-                raise InvalidVectorsError(
-                    f"{file.parent} is a captree tree, not vectors: keep it outside of the folder of vectors"
-                )
-            formats.setdefault(_format(file), []).append(file)
+    for file in found:
+        if file.name == _MANIFEST and _is_of_tree(file):
+            raise InvalidVectorsError(
+                f"{file.parent} is a captree tree, not vectors: captree.open reads it; keep it outside of the folder"
+            )
+        formats.setdefault(_format(file), []).append(file)
     formats.pop(None, None)
     if not formats:
         raise InvalidVectorsError(f"no {_SUFFIXES} files in the folder {path}")
@@ -61,6 +60,13 @@ def data_files(path: Path) -> list[Path]:
         names = ", ".join(files[0].name for files in formats.values())
         raise InvalidVectorsError(f"files of several formats in {path}: {names}; keep one format in it")
     return next(iter(formats.values()))
+
+
+def _is_of_tree(manifest: Path) -> bool:
+    try:
+        return bool(json.loads(manifest.read_bytes())["format"] == "captree")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _format(file: Path) -> tuple[str, ...] | None:
@@ -81,17 +87,8 @@ def _file_blocks(path: Path, how: Reading) -> Iterator[Rows]:
         raise InvalidParameterError(f"only tables have columns, got {path}", parameter="column")
     else:
         arrays = (load_npy(path),)
-    iterator = iter(arrays)
-    while True:
-        try:
-            rows = as_rows(next(iterator), False, how)
-        except StopIteration:
-            return
-        except (InvalidVectorsError, InvalidTypeError) as error:
-            if str(path) in error.problem:
-                raise
-            raise type(error)(f"{path}: {error.problem}", parameter=error.parameter, advice=error.advice) from error
-        yield rows
+    with located(str(path)):
+        yield from (as_rows(array, False, how) for array in arrays)
 
 
 def _check_file(path: Path) -> None:

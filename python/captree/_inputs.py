@@ -14,8 +14,8 @@ import numpy as np
 from captree import _arrow
 from captree._arrays import arrays, is_buffer, is_path, is_vector, stacked
 from captree._files import path_blocks
-from captree._rows import Reading, Rows, as_rows, slice_rows
-from captree.errors import CaptreeError, InvalidParameterError, InvalidTypeError, InvalidVectorsError
+from captree._rows import Reading, Rows, as_rows, located, slice_rows
+from captree.errors import InvalidParameterError, InvalidTypeError, InvalidVectorsError
 
 _PLAIN = Reading()
 
@@ -85,34 +85,33 @@ def _is_iterable(value: Any) -> bool:
 def _batches(items: Iterable[Any], how: Reading) -> Iterator[tuple[Rows, str]]:
     """The blocks of an iterable; single vectors are collected until there are enough for a block."""
     held: list[Any] = []
-    before = 0
+    index = -1
     for index, given in enumerate(_faster(items, how)):
         item = _vector_of(given, how.column, index) if isinstance(given, Mapping) else given
         if is_vector(item):
             held.append(item)
-            if len(held) < _HELD:
-                continue
-        if held:
-            yield from _stacked(held, before, how)
-            held.clear()
-        before = index + 1
+            if len(held) == _HELD:
+                yield from _stacked(held, index, how)
+                held = []
+            continue
+        yield from _stacked(held, index - 1, how)
+        held = []
         if is_path(item):
             yield from _blocks(item, how)
-        elif not is_vector(item):
-            # A record's vectors were taken out of their column already.
-            inner = how._replace(column=None) if isinstance(given, Mapping) else how
-            with _named(f"batch {index}"):
-                for array, flag in arrays(item, inner):
-                    yield as_rows(array, flag, inner), f" in batch {index}"
-    if held:
-        yield from _stacked(held, before, how)
+            continue
+        # A record's vectors were taken out of their column already.
+        inner = how._replace(column=None) if isinstance(given, Mapping) else how
+        with located(f"batch {index}"):
+            yield from ((as_rows(array, flag, inner), f" in batch {index}") for array, flag in arrays(item, inner))
+    yield from _stacked(held, index, how)
 
 
-def _stacked(vectors: list[Any], first: int, how: Reading) -> Iterator[tuple[Rows, str]]:
-    what = f"rows {first} to {first + len(vectors) - 1}"
-    with _named(what):
-        array, flag = stacked(vectors, how)
-        yield as_rows(np.asarray(array), flag, how), f" in {what}"
+def _stacked(vectors: list[Any], last: int, how: Reading) -> Iterator[tuple[Rows, str]]:
+    """A block of single vectors, if there are any; the last of them was item `last`."""
+    if vectors:
+        what = f"rows {last - len(vectors) + 1} to {last}"
+        with located(what):
+            yield as_rows(*stacked(vectors, how), how), f" in {what}"
 
 
 def _faster(items: Iterable[Any], how: Reading) -> Iterable[Any]:
@@ -146,18 +145,3 @@ def _vector_of(record: Mapping[str, Any], column: str | None, index: int) -> Any
         none = f"no column of vectors in record {index}; it has {', '.join(map(str, record)) or 'no columns'}"
         raise InvalidParameterError(several if found else none, parameter="column")
     return record[found[0]]
-
-
-class _named:
-    """Says in errors about vectors where they came from."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (InvalidVectorsError, InvalidTypeError)) and isinstance(error, CaptreeError):
-            problem = f"{self._what}: {error.problem}"
-            raise type(error)(problem, parameter=error.parameter, advice=error.advice) from error

@@ -71,10 +71,8 @@ def fanout(value: Any) -> int:
 def one_of(name: str, value: Any, names: tuple[str, ...]) -> str:
     """`value`, which is one of `names`."""
     if not isinstance(value, str) or value not in names:
-        raise InvalidParameterError(
-            f"expected {' or '.join(f'{known!r}' for known in names)}, got {value!r:.60}".replace("'", '"'),
-            parameter=name,
-        )
+        wanted = " or ".join(f'"{known}"' for known in names)
+        raise InvalidParameterError(f"expected {wanted}, got {_brief(value)}", parameter=name)
     return value
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 import stat
@@ -13,7 +12,6 @@ from typing import Any
 
 from captree.errors import InvalidParameterError, InvalidTypeError, StorageError
 
-MANIFEST = "manifest.json"
 _DIGITS = re.compile("([0-9]+)")
 
 
@@ -60,6 +58,12 @@ def matches(path: Path, of: str = "vectors") -> list[Path]:
     return sorted(found, key=natural_key)
 
 
+def files_at(path: Path, of: str = "vectors") -> Iterator[Path]:
+    """The file at a path, the files of the folder, or those of all files and folders that the glob matches."""
+    for place in matches(path, of):
+        yield from files_below(place) if place.is_dir() else [place]
+
+
 def files_below(folder: Path) -> Iterator[Path]:
     """The files of a folder and its subfolders in natural order; links are followed, hidden entries left out.
 
@@ -89,12 +93,3 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
             yield from _walk(entry, (*above, place))
         else:
             yield entry
-
-
-def is_tree(folder: Path) -> bool:
-    """Whether a folder looks like a captree tree."""
-    try:
-        with (folder / MANIFEST).open("rb") as file:
-            return bool(json.load(file)["format"] == "captree")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +56,24 @@ def no_rows() -> Rows:
 def widened(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Bit patterns of bfloat16 as float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def with_gaps(rows: NDArray[Any], given: NDArray[np.bool_]) -> NDArray[Any]:
+    """`rows` at the places that are `given`, rows of NaN at the others."""
+    every = np.full((len(given), rows.shape[1]), np.nan, np.result_type(rows.dtype, np.float16))
+    every[given] = rows
+    return every
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Errors about vectors begin with where these came from, unless they name it already."""
+    try:
+        yield
+    except (InvalidVectorsError, InvalidTypeError) as error:
+        if where in error.problem:
+            raise
+        raise type(error)(f"{where}: {error.problem}", parameter=error.parameter, advice=error.advice) from error
 
 
 def slice_rows(dim: int, itemsize: int) -> int:

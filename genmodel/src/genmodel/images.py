@@ -58,13 +58,12 @@ class ImageSource(abc.ABC):
 class FolderSource(ImageSource):
     """Image files below a folder, named by their path in it.
 
-    `files` are those to take, in their order; without it all that have an ending of `EXTENSIONS`, in natural order.
+    `files` are those to take, in their order.
     """
 
-    def __init__(self, folder: Path, files: Sequence[Path] | None = None) -> None:
+    def __init__(self, folder: Path, files: Sequence[Path]) -> None:
         self.folder = folder
-        found = _below(folder) if files is None else files
-        self.paths = [path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in EXTENSIONS]
+        self.paths = [file.relative_to(folder).as_posix() for file in files]
 
     def read(self, position: int) -> bytes:
         """The bytes of one file."""
@@ -198,7 +197,10 @@ def open_images(source: str | Path | ImageSource, column: str | None = None) -> 
 
 
 def _open_folder(folder: Path, column: str | None) -> ImageSource:
-    files = _below(folder)
+    try:
+        files = list(files_below(folder))
+    except (CaptreeError, OSError) as error:
+        raise DataError(str(error)) from error
     tars = [file for file in files if file.suffix.lower() == ".tar"]
     images = [file for file in files if file.suffix.lower() in EXTENSIONS]
     tables = [file for file in files if file.suffix.lower() == ".parquet"]
@@ -210,13 +212,6 @@ def _open_folder(folder: Path, column: str | None) -> ImageSource:
     if tars:
         return TarSource(tars, folder)
     return ParquetSource(tables, column, folder) if tables else FolderSource(folder, images)
-
-
-def _below(folder: Path) -> list[Path]:
-    try:
-        return list(files_below(folder))
-    except (CaptreeError, OSError) as error:
-        raise DataError(str(error)) from error
 
 
 def _name(path: Path, root: Path | None) -> str:

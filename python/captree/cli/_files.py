@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from captree._arrow import IPC, PARQUET, require_pyarrow
-from captree._paths import absolute, files_below, matches
+from captree._arrow import IPC, PARQUET, ipc_batches, require_pyarrow
+from captree._paths import absolute, files_at
 from captree.cli._parser import UsageError
 from captree.errors import InvalidParameterError, StorageError
 
@@ -42,12 +42,8 @@ def _read_table(pa: Any, path: Path, names: Sequence[str]) -> Any:
         with pq.ParquetFile(path) as file:
             return file.read([name for name in names if name in file.schema_arrow.names])
     with pa.memory_map(os.fspath(path)) as source:
-        try:
-            table = pa.ipc.open_file(source).read_all()
-        except pa.ArrowInvalid:
-            source.seek(0)
-            table = pa.ipc.open_stream(source).read_all()
-        return table.select([name for name in names if name in table.column_names])
+        schema, batches = ipc_batches(pa, source)
+        return pa.Table.from_batches(batches, schema).select([name for name in names if name in schema.names])
 
 
 def read_texts(args: argparse.Namespace, rows: int) -> list[str] | None:
@@ -66,12 +62,9 @@ def read_texts(args: argparse.Namespace, rows: int) -> list[str] | None:
 
 def _text_files(path: Path) -> list[Path]:
     """The file, or all files of texts in a folder or that a glob matches."""
-    found: list[Path] = []
-    for place in matches(path, "texts"):
-        if not place.is_dir():
-            found.append(place)
-        else:
-            found += [file for file in files_below(place) if file.suffix.lower() in (".txt", *PARQUET, *IPC)]
+    found = list(files_at(path, "texts"))
+    if found != [path]:
+        found = [file for file in found if file.suffix.lower() in (".txt", *PARQUET, *IPC)]
     if not found:
         raise InvalidParameterError(f"no files of texts in the folder {path}")
     return found
