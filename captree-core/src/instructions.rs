@@ -7,10 +7,17 @@ use crate::error::{Error, Result};
 
 const VARIABLE: &str = "CAPTREE_KERNELS";
 
-/// What may be asked for, and whether this CPU has it.
+/// What may be asked for, and whether this CPU has all of it that any kernel wants.
 fn known() -> [(&'static str, bool); 4] {
     #[cfg(target_arch = "x86_64")]
-    let (avx2, avx512) = (is_x86_feature_detected!("avx2"), is_x86_feature_detected!("avx512vnni"));
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    #[cfg(target_arch = "x86_64")]
+    let avx512 = avx2
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("bmi2");
     #[cfg(not(target_arch = "x86_64"))]
     let (avx2, avx512) = (false, false);
     let neon = cfg!(all(target_arch = "aarch64", target_endian = "little"));

@@ -135,7 +135,7 @@ struct Session<'a> {
     seen: Seen,
     kept: Vec<Vec<u8>>,
     tried: u64,
-    outcomes: BTreeMap<String, u64>,
+    outcomes: BTreeMap<Outcome, u64>,
     watched: Arc<AtomicU64>,
     current: PathBuf,
 }
@@ -166,7 +166,7 @@ impl<'a> Session<'a> {
             format!("{wrong}\nthe case is {case}: base {base}, changed {changed:?}, gone {gone:?}")
         })?;
         self.tried += 1;
-        *self.outcomes.entry(format!("{outcome:?}")).or_default() += 1;
+        *self.outcomes.entry(outcome).or_default() += 1;
         let new = self.seen.update();
         // Blindly, those that get past `open` are the ones to go on from.
         let good = if self.seen.is_blind() { outcome != Outcome::Refused && self.kept.len() < 2000 } else { new };

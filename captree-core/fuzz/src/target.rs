@@ -20,7 +20,7 @@ const ALLOWED_EACH: usize = 64;
 const CLOSE: f64 = 1e-9;
 
 /// How far a case got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// `open` said what is wrong.
     Refused,
@@ -145,7 +145,7 @@ impl<'a> Target<'a> {
         let (Ok(counts), Ok(found), Ok(near), Ok(skipped)) = (counts, found, near, skipped) else {
             return fail("a question had no answer");
         };
-        if others[1..6].iter().any(Result::is_err) || draws.iter().any(Result::is_err) {
+        if others[..6].iter().any(Result::is_err) || draws.iter().any(Result::is_err) {
             return fail("a question had no answer");
         }
         let kept: Vec<i64> = (0..tree.len() as i64).filter(|row| skipped.binary_search(row).is_err()).collect();
@@ -162,10 +162,12 @@ impl<'a> Target<'a> {
             if !listed.iter().all(is_inside) {
                 return fail("a row is listed that lies outside");
             }
-            for drawn in draws.iter().flatten() {
+            for (replace, drawn) in [true, false].into_iter().zip(draws.iter().flatten()) {
                 let drawn = &drawn[3 * c..3 * c + 3];
-                let empty = counts[c] == 0;
-                if drawn.iter().any(|row| if *row < 0 { !empty && counts[c] >= 3 } else { !listed.contains(row) }) {
+                // With replacement all draws have a row if one is there, without as many as there are.
+                let expected = if replace { 3 * counts[c].min(1) } else { counts[c].min(3) };
+                let rows: Vec<&i64> = drawn.iter().filter(|row| **row >= 0).collect();
+                if rows.len() as i64 != expected || !rows.iter().all(|row| listed.contains(row)) {
                     return fail("a draw is wrong");
                 }
             }

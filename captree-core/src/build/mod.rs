@@ -4,7 +4,6 @@ mod ingest;
 mod kmeans;
 mod split;
 
-use std::collections::HashSet;
 use std::path::Path;
 
 pub use ingest::{Batch, Ingest, Invalid, Rows};
@@ -72,13 +71,9 @@ impl Tree {
     }
 }
 
-/// The row numbers of kept rows, which `order` counts without those that were skipped.
+/// The row numbers of kept rows, which `order` counts without those that were skipped (in rising order).
 fn numbers(order: &[u32], skipped: &[u32]) -> Vec<i64> {
-    if skipped.is_empty() {
-        return order.iter().map(|r| i64::from(*r)).collect();
-    }
-    let skipped: HashSet<u32> = skipped.iter().copied().collect();
-    let kept: Vec<i64> =
-        (0..(order.len() + skipped.len()) as u32).filter(|r| !skipped.contains(r)).map(i64::from).collect();
+    let all = 0..(order.len() + skipped.len()) as u32;
+    let kept: Vec<i64> = all.filter(|row| skipped.binary_search(row).is_err()).map(i64::from).collect();
     order.iter().map(|r| kept[*r as usize]).collect()
 }

@@ -23,7 +23,7 @@ pub(crate) struct Layout {
     pub order: Vec<u32>,
 }
 
-/// Splits `rows`. Errors: [`Error::Interrupted`].
+/// Splits `rows`. Errors: [`Interrupted`](crate::Error::Interrupted).
 pub(crate) fn layout(rows: &Rows, params: &Params, control: &Control) -> Result<Layout> {
     with_elements!(&rows.vectors, array => split_all(array, rows.dim, params, control))
 }

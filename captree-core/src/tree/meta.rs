@@ -72,8 +72,13 @@ impl Meta {
         Params { fanout: self.fanout, leaf_size: self.leaf_size, seed: self.seed }
     }
 
+    /// Rows that have vectors. Asked for once [`Meta::fault`] has found nothing.
+    pub fn kept(&self) -> usize {
+        self.rows - self.skipped
+    }
+
     pub fn sketch_shapes(&self) -> SketchShapes {
-        let kept = self.rows - self.skipped;
+        let kept = self.kept();
         let (tiles, groups) = (kept.div_ceil(TILE), padded(self.widths.second) / 4);
         SketchShapes {
             tile_codes: [tiles.div_ceil(TILE), groups, TILE, 4],

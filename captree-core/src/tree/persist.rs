@@ -31,7 +31,7 @@ pub(crate) fn write<E: Element>(
     control: &Control,
     chunk: impl Fn(Range<usize>) -> Result<Vec<E>>,
 ) -> Result<()> {
-    let n = meta.rows - meta.skipped;
+    let n = meta.kept();
     control.phase("write", n as u64);
     let mut vectors = writer.array::<E>("vectors", &[n, meta.dim])?;
     for start in (0..n).step_by(GATHER) {
@@ -114,7 +114,7 @@ impl Tree {
         if let Some(reason) = meta.fault() {
             return Err(Error::Corrupt { path: path.to_owned(), reason });
         }
-        let kept = meta.rows - meta.skipped;
+        let kept = meta.kept();
         let vectors = match meta.storage {
             Storage::Float16 => Vectors::F16(folder.array("vectors", &[kept, meta.dim])?),
             Storage::Float32 => Vectors::F32(folder.array("vectors", &[kept, meta.dim])?),
