@@ -1,8 +1,9 @@
 """Two builds of captree in turns: `python -m benches.builds OTHER_PYTHON`, a Python with the build to compare with.
 
-Both build a tree of the same vectors and answer the same caps. CPU time of one thread, the fastest call of all turns;
-what else the machine does meets both alike. Counts of both must be equal. For the rule that a change makes no line
-slower by more than a few percent.
+Each turn is a process that builds a tree of the same vectors in memory and answers the same caps: where its pages come
+to lie makes draws up to a third slower or faster, so that one tree for all turns would compare the pages. CPU time of
+one thread, the fastest call of all turns; what else the machine does meets both alike. Counts of both must be equal.
+For the rule that a change makes no line slower by more than a few percent.
 """
 
 import argparse
@@ -59,12 +60,9 @@ def workloads(tree: captree.Tree, caps: captree.Caps) -> dict[str, Callable[[], 
     return found
 
 
-def worker(folder: Path, name: str, repeats: int) -> None:
-    """One turn: prints the seconds of every workload, and the counts' sum."""
-    path = folder / f"{name}.captree"
-    if not path.exists():
-        captree.build(np.load(folder / "vectors.npy", mmap_mode="r"), out=path)
-    tree = captree.open(path)
+def worker(folder: Path, repeats: int) -> None:
+    """One turn: prints the seconds of every workload, and the counts."""
+    tree = captree.build(np.load(folder / "vectors.npy", mmap_mode="r"))
     caps = np.load(folder / "caps.npz")
     batch = captree.Caps(caps["centers"], caps["bounds"])
     seconds = {}
@@ -79,8 +77,8 @@ def worker(folder: Path, name: str, repeats: int) -> None:
     print(json.dumps({"seconds": seconds, "counts": tree.count(batch).tolist()}))
 
 
-def turn(python: str, folder: Path, name: str, repeats: int) -> dict[str, Any]:
-    command = [python, __file__, "--worker", str(folder), name, str(repeats)]
+def turn(python: str, folder: Path, repeats: int) -> dict[str, Any]:
+    command = [python, __file__, "--worker", str(folder), str(repeats)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -102,7 +100,7 @@ def main() -> None:
         counts: list[int] | None = None
         for _ in range(args.turns):
             for name, python in builds.items():
-                found = turn(python, folder, name, args.repeats)
+                found = turn(python, folder, args.repeats)
                 counts = counts or found["counts"]
                 if found["counts"] != counts:
                     raise AssertionError(f"{name}: counts differ")
@@ -128,6 +126,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        worker(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+        worker(Path(sys.argv[2]), int(sys.argv[3]))
     else:
         main()

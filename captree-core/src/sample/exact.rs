@@ -30,7 +30,7 @@ use crate::vectors::{row, with_elements};
 /// Tries that every cap may take at first: most caps need few.
 const FIRST_TRIES: usize = 96;
 
-/// Rows of the tree whose part in a list costs as much as one try.
+/// Rows that a list looks at for the cost of one try.
 const ROWS_PER_TRY: usize = 40;
 
 /// Rows that are tested together at most: enough to hide the latency of memory.
@@ -92,6 +92,8 @@ struct Draws<'a> {
     unfinished: Vec<Draw>,
     /// A guess at how many rows lie inside.
     expected: usize,
+    /// Rows that a list has to look at.
+    scanned: usize,
 }
 
 /// One order that has not given all its rows: its number, and how many of its places were tested.
@@ -113,7 +115,7 @@ impl<E: Element> Sampler<'_, E> {
         let first = |(cap, out)| {
             let orders = if self.options.replace { self.options.k } else { 1 };
             let unfinished = (0..orders).map(|number| Draw { number, tested: 0 }).collect();
-            let mut draws = Draws { cap, out, unfinished, expected: 0 };
+            let mut draws = Draws { cap, out, unfinished, expected: 0, scanned: self.tree.len() };
             self.tries(&mut draws, FIRST_TRIES, Tested::default())?;
             self.call.add(u64::from(draws.unfinished.is_empty()));
             Ok((!draws.unfinished.is_empty()).then_some(draws))
@@ -132,12 +134,15 @@ impl<E: Element> Sampler<'_, E> {
         let (n, pilots) = (self.tree.len(), Pilots::of(self.tree.kept()));
         // Rows of an order that the pilot set stands for: tries meet rows that were skipped, too.
         let tested = (pilots.rows as u128 * n as u128 / self.tree.kept() as u128) as usize;
-        batch.par_iter_mut().zip(pilots.hits(&scan)?).try_for_each(|(draws, hits)| {
-            self.tries(draws, 0, Tested { rows: tested, inside: hits.surely() })?;
-            draws.expected = draws.expected.max(hits.rows * n / tested.max(1));
-            self.call.add(u64::from(draws.unfinished.is_empty()));
-            Ok(())
-        })?;
+        batch.par_iter_mut().zip(pilots.hits(&scan)?).zip(scan.open_rows()?).try_for_each(
+            |((draws, hits), open)| {
+                draws.scanned = open;
+                self.tries(draws, 0, Tested { rows: tested, inside: hits.surely() })?;
+                draws.expected = draws.expected.max(hits.rows * n / tested.max(1));
+                self.call.add(u64::from(draws.unfinished.is_empty()));
+                Ok(())
+            },
+        )?;
         let mut left: Vec<&mut Draws<'_>> = batch.iter_mut().filter(|draws| !draws.unfinished.is_empty()).collect();
         let expected: Vec<usize> = left.iter().map(|draws| draws.expected).collect();
         for range in batches(&expected) {
@@ -169,11 +174,12 @@ impl<E: Element> Sampler<'_, E> {
         let wanted = if self.options.replace { 1 } else { self.options.k };
         let mut missing = draws.out.iter().filter(|row| **row < 0).count();
         let mut own = Tested::default();
+        let list = draws.scanned / ROWS_PER_TRY;
         let goes_on = |own: Tested, missing: usize| {
             let (tested, inside) = (own.rows + before.rows, own.inside + before.inside);
             match self.options.tries {
                 Some(most) => own.rows < most,
-                None => own.rows < least || inside.saturating_mul(n / ROWS_PER_TRY) > missing * tested,
+                None => own.rows < least || inside.saturating_mul(list) > missing * tested,
             }
         };
         let mut waiting = std::mem::take(&mut draws.unfinished).into_iter();
@@ -189,9 +195,9 @@ impl<E: Element> Sampler<'_, E> {
             let fewest = if turns.len() == 1 { 2 } else { 1 };
             let each = (own.rows / (own.inside + 1)).clamp(fewest, TOGETHER / turns.len());
             candidates.clear();
-            for (draw, order) in &turns {
-                candidates.extend((draw.tested..(draw.tested + each).min(n)).map(|place| order.at(place as u32)));
-            }
+            let places = |draw: &Draw| draw.tested..(draw.tested + each).min(n);
+            let places = turns.iter().flat_map(|(draw, order)| places(draw).map(move |place| (order, place as u32)));
+            Order::add_rows(places, &mut candidates);
             let mask = self.inside(&mut decider, &candidates)?;
             own.rows += candidates.len();
             let mut first = 0;

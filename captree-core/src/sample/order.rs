@@ -1,6 +1,6 @@
 //! The seeded order of all rows that defines every exact draw: draw `j` of a cap is the row inside that comes first.
 //!
-//! The order is a bijection of the row numbers `0..n` that runs both ways: [`Order::at`] gives the row at a place,
+//! The order is a bijection of the row numbers `0..n` that runs both ways: [`Order::add_rows`] gives the rows at places,
 //! [`Order::place`] the place of a row. Rows are cells of a grid of `high * 2^low_bits` cells, hardly more than `n`; a
 //! Feistel network of [`ROUNDS`] keyed rounds permutes the cells, and cells that are no rows are walked over (Black and
 //! Rogaway, *Ciphers with arbitrary finite domains*, 2002). All arithmetic is on 32-bit words, so that a GPU repeats it
@@ -21,6 +21,7 @@ const LEAST_CELLS: u32 = 1 << 10;
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// The finalizer of SplitMix64 (Steele, Lea and Flood, *Fast splittable pseudorandom number generators*, 2014).
+#[inline(always)]
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -63,28 +64,13 @@ impl Order {
     /// Order number `draw` of a cap, which its key names: a hash of the seed, the cap and its occurrence.
     pub fn new(grid: Grid, key: u128, draw: u64) -> Self {
         let start = mix(((key >> 64) as u64).wrapping_add(draw.wrapping_mul(STEP))) ^ key as u64;
-        let mut round = start;
-        let keys = std::array::from_fn(|_| {
-            round = round.wrapping_add(STEP);
-            let word = mix(round);
-            [word as u32, (word >> 32) as u32]
-        });
-        Order { grid, keys }
+        Order { grid, keys: kernel::round_keys(start) }
     }
 
     /// The cells that some cells are moved to. Written so that the loops over them need no branch.
     #[inline(always)]
     fn forward<const N: usize>(&self, cells: [u32; N]) -> [u32; N] {
-        let Grid { high, low_bits, .. } = self.grid;
-        let (mut top, mut low) = (cells.map(|cell| cell >> low_bits), cells.map(|cell| cell & ((1 << low_bits) - 1)));
-        for pair in self.keys.chunks_exact(2) {
-            for (top, low) in top.iter_mut().zip(&low) {
-                let sum = *top + scaled(hash(*low, pair[0]), high);
-                *top = sum.min(sum.wrapping_sub(high));
-            }
-            low.iter_mut().zip(&top).for_each(|(low, top)| *low ^= hash(*top, pair[1]) >> (u32::BITS - low_bits));
-        }
-        std::array::from_fn(|i| top[i] << low_bits | low[i])
+        forward(self.grid, cells, |round, _| self.keys[round])
     }
 
     /// The cells that are moved to these.
@@ -102,16 +88,6 @@ impl Order {
         std::array::from_fn(|i| top[i] << low_bits | low[i])
     }
 
-    /// The row at a place, both below the number of rows.
-    #[inline]
-    pub fn at(&self, place: u32) -> u32 {
-        let [mut row] = self.forward([place]);
-        while row >= self.grid.rows {
-            [row] = self.forward([row]);
-        }
-        row
-    }
-
     /// The place of a row.
     #[inline]
     pub fn place(&self, row: u32) -> u32 {
@@ -125,6 +101,18 @@ impl Order {
     /// The row that comes first among some, of which there is at least one.
     pub fn first(&self, rows: &[u32]) -> u32 {
         kernel::first(self, rows)
+    }
+
+    /// Adds the rows at places of some orders of one grid to `rows`.
+    pub fn add_rows<'a>(mut places: impl Iterator<Item = (&'a Order, u32)>, rows: &mut Vec<u32>) {
+        while let Some(first) = places.next() {
+            let (mut some, mut count) = ([first; WIDTH], 1);
+            for (slot, place) in some[1..].iter_mut().zip(&mut places) {
+                *slot = place;
+                count += 1;
+            }
+            rows.extend_from_slice(&kernel::each(&some[..count])[..count]);
+        }
     }
 
     /// Rows at [`WIDTH`] places from `start` on; places beyond the last are wrapped around.
@@ -144,6 +132,32 @@ impl Order {
     }
 }
 
+/// The cells that some cells are moved to, `key` being the key of a round for the cell with a number.
+#[inline(always)]
+fn forward<const N: usize>(grid: Grid, cells: [u32; N], key: impl Fn(usize, usize) -> [u32; 2]) -> [u32; N] {
+    let Grid { high, low_bits, .. } = grid;
+    let (mut top, mut low) = (cells.map(|cell| cell >> low_bits), cells.map(|cell| cell & ((1 << low_bits) - 1)));
+    for round in (0..ROUNDS).step_by(2) {
+        for i in 0..N {
+            let sum = top[i] + scaled(hash(low[i], key(round, i)), high);
+            top[i] = sum.min(sum.wrapping_sub(high));
+        }
+        for i in 0..N {
+            low[i] ^= hash(top[i], key(round + 1, i)) >> (u32::BITS - low_bits);
+        }
+    }
+    std::array::from_fn(|i| top[i] << low_bits | low[i])
+}
+
+/// The keys of all rounds: numbers of a SplitMix64 generator.
+#[inline(always)]
+fn round_keys(start: u64) -> [[u32; 2]; ROUNDS] {
+    std::array::from_fn(|round| {
+        let word = mix(start.wrapping_add(STEP.wrapping_mul(round as u64 + 1)));
+        [word as u32, (word >> 32) as u32]
+    })
+}
+
 /// A number below `below` in proportion to a word.
 #[inline(always)]
 fn scaled(word: u32, below: u32) -> u32 {
@@ -154,6 +168,17 @@ fn scaled(word: u32, below: u32) -> u32 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    impl Order {
+        /// The row at a place, both below the number of rows: what the kernels are compared with.
+        fn at(&self, place: u32) -> u32 {
+            let [mut row] = self.forward([place]);
+            while row >= self.grid.rows {
+                [row] = self.forward([row]);
+            }
+            row
+        }
+    }
 
     fn key(i: u64) -> u128 {
         u128::from(mix(i)) << 64 | u128::from(mix(!i))
@@ -189,7 +214,12 @@ mod tests {
             let order = Order::new(Grid::new(rows), key(i), 0);
             let some: Vec<u32> = some.into_iter().map(|row| row % rows).collect();
             let first = some.iter().copied().min_by_key(|row| order.place(*row)).unwrap();
+            let others: Vec<Order> = (0..WIDTH as u64).map(|draw| Order::new(Grid::new(rows), key(i), draw)).collect();
             for kernel in kernel::available() {
+                prop_assert_eq!((kernel.round_keys)(i), round_keys(i));
+                let places: Vec<(&Order, u32)> = others.iter().zip(some.iter().copied()).collect();
+                let want: Vec<u32> = places.iter().map(|(order, place)| order.at(*place)).collect();
+                prop_assert_eq!(&(kernel.each)(&places)[..want.len()], &want);
                 prop_assert_eq!((kernel.first)(&order, &some), first);
                 let start = start % rows;
                 let place = |i: usize| ((start as u64 + i as u64) % u64::from(rows)) as u32;

@@ -143,6 +143,22 @@ impl<'a, O: Observer> Scan<'a, O> {
         })
     }
 
+    /// For each cap, how many rows step 1 leaves open: a measure of what [`Scan::run`] costs for it.
+    pub fn open_rows(&self) -> Result<Vec<usize>> {
+        let of_block = |block: &Block<'_>| {
+            let mut open = vec![0; block.caps.len()];
+            for root in &self.subtrees {
+                let rows = self.tree.nodes[*root].range().len();
+                relations(self.tree, self.centers, self.caps, block.caps, *root..root + 1, |i, _, relation| {
+                    open[i] += if relation == Relation::Crossing { rows } else { 0 };
+                    Ok(())
+                })?;
+            }
+            Ok(open)
+        };
+        Ok(self.blocks.par_iter().map(of_block).collect::<Result<Vec<_>>>()?.concat())
+    }
+
     fn tasks<S: Sink + Send>(
         &self,
         tasks: usize,
