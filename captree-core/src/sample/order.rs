@@ -1,10 +1,10 @@
 //! The seeded order of all rows that defines every exact draw: draw `j` of a cap is the row inside that comes first.
 //!
-//! The order is a bijection of the row numbers `0..n` that runs both ways: [`Order::add_rows`] gives the rows at places,
-//! [`Order::place`] the place of a row. Rows are cells of a grid of `high * 2^low_bits` cells, hardly more than `n`; a
-//! Feistel network of [`ROUNDS`] keyed rounds permutes the cells, and cells that are no rows are walked over (Black and
-//! Rogaway, *Ciphers with arbitrary finite domains*, 2002). All arithmetic is on 32-bit words, so that a GPU repeats it
-//! cheaply. docs/sampling.md defines every step; `captree.testing` repeats them.
+//! The order is a bijection of the row numbers `0..n` that runs both ways: [`Order::add_rows`] gives the rows at
+//! places, [`Order::place`] the place of a row. Rows are cells of a grid of `high * 2^low_bits` cells, hardly more than
+//! `n`; a Feistel network of [`ROUNDS`] keyed rounds permutes the cells, and cells that are no rows are walked over
+//! (Black and Rogaway, *Ciphers with arbitrary finite domains*, 2002). All arithmetic is on 32-bit words, so that a GPU
+//! repeats it cheaply. docs/sampling.md defines every step; `captree.testing` repeats them.
 
 mod kernel;
 
