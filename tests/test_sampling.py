@@ -316,7 +316,7 @@ def test_estimates_hold_with_their_confidence(tree, kept):
 KERNELS = """
 import sys, numpy as np, captree
 from captree.testing import clip_like
-tree = captree.build(clip_like(6000, 48, seed=1), leaf_size=100)
+tree = captree.build(clip_like(6000, 160, seed=1), leaf_size=100)
 caps = captree.training_caps(tree, 400, seed=2)
 np.savez(sys.argv[1], kernels=tree.stats()["kernels"], count=tree.count(caps), once=tree.sample(caps, 5, seed=3),
          distinct=tree.sample(caps, 5, replace=False, seed=3), near=tree.nearest(caps.centers[:50], 4).rows)
@@ -325,7 +325,7 @@ np.savez(sys.argv[1], kernels=tree.stats()["kernels"], count=tree.count(caps), o
 
 def test_draws_are_the_same_with_every_instruction_set(tmp_path):
     found = {}
-    for name in ("", "portable", "avx2", "avx512", "neon"):
+    for name in ("", "portable", "avx2", "avx512", "amx", "neon"):
         command = [sys.executable, "-c", KERNELS, str(tmp_path / f"{name}.npz")]
         done = subprocess.run(
             command, env={**os.environ, "CAPTREE_KERNELS": name}, capture_output=True, text=True, check=False

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 const VARIABLE: &str = "CAPTREE_KERNELS";
 
 /// What may be asked for, and whether this CPU has all of it that any kernel wants.
-fn known() -> [(&'static str, bool); 4] {
+fn known() -> [(&'static str, bool); 5] {
     #[cfg(target_arch = "x86_64")]
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     #[cfg(target_arch = "x86_64")]
@@ -21,7 +21,8 @@ fn known() -> [(&'static str, bool); 4] {
     #[cfg(not(target_arch = "x86_64"))]
     let (avx2, avx512) = (false, false);
     let neon = cfg!(all(target_arch = "aarch64", target_endian = "little"));
-    [("portable", true), ("avx2", avx2), ("avx512", avx512), ("neon", neon)]
+    let amx = avx512 && crate::matrix_unit::is_available();
+    [("portable", true), ("avx2", avx2), ("avx512", avx512), ("amx", amx), ("neon", neon)]
 }
 
 /// The name that was asked for, if one was. Read once: what runs never changes while the process lives.
@@ -45,6 +46,11 @@ pub(crate) fn choose<K: Copy>(available: &[K], name: impl Fn(&K) -> &'static str
     let last = available[available.len() - 1];
     match asked() {
         None => available[0],
-        Some(asked) => available.iter().copied().find(|kernels| name(kernels).starts_with(asked)).unwrap_or(last),
+        Some(asked) => {
+            let named = |start: &str| available.iter().copied().find(|kernels| name(kernels).starts_with(start));
+            // Only some kernels use the matrix unit; the others are those of the processors that have one.
+            let instead = || if asked == "amx" { named("avx512") } else { None };
+            named(asked).or_else(instead).unwrap_or(last)
+        }
     }
 }

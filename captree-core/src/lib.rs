@@ -34,6 +34,7 @@ mod error;
 mod exact;
 mod instructions;
 mod limits;
+mod matrix_unit;
 mod memory;
 #[cfg(feature = "python")]
 mod python;

@@ -2,6 +2,7 @@
 //! open.
 
 use super::first::First;
+use super::full::Full;
 use super::observer::{Observer, Step};
 use super::second::Second;
 use super::wide::Wide;
@@ -35,6 +36,7 @@ pub(crate) struct Levels<O> {
     open: Open,
     first: First,
     second: Second,
+    full: Full,
     third: Wide,
     fourth: Wide,
 }
@@ -46,9 +48,17 @@ impl<O: Observer> Levels<O> {
             open: Open::default(),
             first: First::default(),
             second: Second::default(),
+            full: Full::default(),
             third: Wide::new(Step::Third),
             fourth: Wide::new(Step::Fourth),
         }
+    }
+
+    /// The same, which a matrix unit goes through with all queries that have more than one row open, however few.
+    #[cfg(test)]
+    pub fn eager(mut self) -> Self {
+        self.full.least_pairs = 0;
+        self
     }
 
     /// Takes the rows of a tile through all levels for some queries: `out[i]` decides for `queries[i]` the rows that
@@ -68,6 +78,11 @@ impl<O: Observer> Levels<O> {
         left_open(Step::First, out);
         let mut wanted = self.second.decide(&tile, &self.first.sums, observer, &mut self.open, out);
         left_open(Step::Second, out);
+        let wide = [Step::Third, Step::Fourth];
+        let all_count = wide.into_iter().all(|step| observer.makes(step) && observer.counts(step));
+        if wanted != 0 && all_count && codes.unit_split().is_some() {
+            wanted = self.full.decide(&tile, wanted, &mut self.open, out)?;
+        }
         for (step, level) in [(Step::Third, &mut self.third), (Step::Fourth, &mut self.fourth)] {
             if wanted != 0 && observer.makes(step) {
                 wanted = level.decide(&tile, wanted, observer, &mut self.open, out)?;

@@ -8,8 +8,10 @@
 //! | 1 nodes | [`nodes`] | centers of large subtrees | a dot product for thousands of rows |
 //! | 2 tiles | [`tiles`] | codes of the means of 64 neighbors | what a first and a second level cost, for 64 rows |
 //! | 3 first level | [`first`] | 16 to 96 bytes of a row's code | as many integer products, an integer test |
+//! | | | with a matrix unit up to 192 bytes | a quarter of the time of so many products |
 //! | 4 second level | [`second`] | up to 192 bytes with the first's | as many integer products, a float32 test |
 //! | 5 third, 6 fourth level | [`wide`] | up to 384 columns, then all | as many integer products, a float32 test |
+//! | 5 and 6 at once | [`full`] | all columns, on processors with a matrix unit | for all rows of a tile at once |
 //! | 7 stored rows | [`rows`] | the stored coordinates | a float32 dot product; seldom an exact one |
 //!
 //! [`levels`] puts the code levels one behind the other, [`task`] all steps but the first, and [`Scan`] cuts caps and
@@ -17,6 +19,7 @@
 //! is in docs/exactness.md. Blocks of caps share the codes that a tile loads.
 
 mod first;
+mod full;
 mod levels;
 mod masks;
 mod nodes;

@@ -30,7 +30,11 @@ impl Second {
         if observer.makes(Step::Second) {
             let rows = OpenRows { queries: &open.queries, masks: &open.masks, places: &open.places, sums };
             let kernels = tile.codes.kernels();
-            kernels.second(&tile.rows, &rows, &mut self.decisions, &mut open.values, &mut self.quarters);
+            if tile.codes.unit_split().is_some() {
+                kernels.unit_second(&tile.rows, &rows, &mut self.decisions, &mut open.values);
+            } else {
+                kernels.second(&tile.rows, &rows, &mut self.decisions, &mut open.values, &mut self.quarters);
+            }
         }
         if !observer.counts(Step::Second) {
             self.decisions.fill(Decision::OPEN);

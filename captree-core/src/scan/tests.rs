@@ -10,7 +10,7 @@ use super::{Levels, tiles};
 use crate::caps::Caps;
 use crate::control::Control;
 use crate::exact;
-use crate::sketch::kernel::{Decision, IntKernels, OpenRows, Quarters};
+use crate::sketch::kernel::{Decision, IntKernels, OpenRows, Quarters, Workspace};
 use crate::sketch::levels::Steps;
 use crate::sketch::{Basis, MAX_STEP, QueryCodes, Sketch, TILE, Widths};
 
@@ -70,6 +70,8 @@ struct Making {
     /// Columns of the first level, in groups of four, and what the others add.
     first: usize,
     more: [usize; 3],
+    /// Whether the second level ends where a matrix unit wants it, if there are so many dims.
+    is_rounded: bool,
     /// Factors of the steps that fit: small ones clip nearly every coordinate, 0 codes nothing, large ones are coarse.
     steps: [f32; 4],
     /// Noise on the columns, which leaves them only nearly orthonormal.
@@ -80,10 +82,18 @@ struct Making {
 
 fn making() -> impl Strategy<Value = Making> {
     let factor = || prop::sample::select(vec![1.0f32, 1.0, 0.7, 0.1, 0.001, 0.0, 5.0]);
-    let widths = (1usize..30, [0usize..90, 0usize..90, 0usize..170]);
+    let widths = (1usize..30, [0usize..90, 0usize..90, 0usize..170], any::<bool>());
     let bend = prop::sample::select(vec![0.0f32, 1e-6, 1e-4]);
-    (widths, [factor(), factor(), factor(), factor()], bend, any::<bool>())
-        .prop_map(|((first, more), steps, bend, is_far)| Making { first: 4 * first, more, steps, bend, is_far })
+    (widths, [factor(), factor(), factor(), factor()], bend, any::<bool>()).prop_map(
+        |((first, more, is_rounded), steps, bend, is_far)| Making {
+            first: 4 * first,
+            more,
+            is_rounded,
+            steps,
+            bend,
+            is_far,
+        },
+    )
 }
 
 impl Making {
@@ -93,8 +103,12 @@ impl Making {
         let control = Control::default();
         let first = self.first.min(dim);
         let mut end = first;
+        let rounded = (first + self.more[0]).next_multiple_of(64);
         let [second, third, all] = self.more.map(|more| {
             end = (end + more).min(dim);
+            if self.is_rounded && rounded <= dim {
+                end = end.max(rounded);
+            }
             end
         });
         let widths = Widths { first, second, third, all };
@@ -146,14 +160,25 @@ fn centers(dim: usize, rows: &[f32], start: usize) -> Option<Vec<f32>> {
 fn first_and_second(codes: &QueryCodes<'_>, tile: usize, queries: &[u32]) -> [Vec<Decision>; 2] {
     let (rows, count) = (codes.rows(tile).unwrap(), queries.len());
     let (mut masks, mut sums, mut values) = (vec![0; count], vec![[0; TILE]; count], vec![[0.0; TILE]; count]);
-    codes.kernels().first(&codes.first(&rows), queries, &mut masks, &mut sums);
+    let (kernels, mut pairs) = (codes.kernels(), [0; TILE]);
+    if codes.unit_split().is_some() {
+        codes.pairs(&rows, &mut pairs);
+        let joint = codes.joint(&rows, &pairs);
+        kernels.unit_first(&joint, queries, None, &mut Workspace::default(), &mut masks, &mut sums);
+    } else {
+        kernels.first(&codes.first(&rows), queries, &mut masks, &mut sums);
+    }
     let decision = |(query, open): (&u32, &u64)| Decision { inside: !open & codes.first_inside(*query), unsure: *open };
     let first = queries.iter().zip(&masks).map(decision).collect();
     masks.fill(u64::MAX);
     let places: Vec<usize> = (0..count).collect();
     let open = OpenRows { queries, masks: &masks, places: &places, sums: &sums };
     let mut second = vec![Decision::default(); count];
-    codes.kernels().second(&rows, &open, &mut second, &mut values, &mut Quarters::default());
+    if codes.unit_split().is_some() {
+        kernels.unit_second(&rows, &open, &mut second, &mut values);
+    } else {
+        kernels.second(&rows, &open, &mut second, &mut values, &mut Quarters::default());
+    }
     [first, second]
 }
 
@@ -175,13 +200,14 @@ fn attack(
         .iter()
         .map(|q| (0..n).map(|r| exact::dot(caps.center(*q), &rows[r * dim..(r + 1) * dim])).collect())
         .collect();
-    for kernels in IntKernels::available() {
+    for kernels in IntKernels::tested() {
         let mut queries = QueryCodes::with(kernels, sketch, &caps, &active);
         for shift in [0.0, 1e-12, -1e-12, nudge, 10.0 * nudge, 100.0 * nudge] {
             let thresholds: Vec<f64> = active.iter().map(|q| exact[*q][row_of(*q)] + shift).collect();
             thresholds.iter().enumerate().for_each(|(q, t)| queries.set_threshold(q, *t));
             let mut out = vec![Decision::default(); 8];
-            let mut levels = Levels::new(());
+            let levels = Levels::new(());
+            let mut levels = if shift > 0.0 { levels.eager() } else { levels };
             for tile in 0..n.div_ceil(TILE) {
                 tiles::decide(&queries, tile / TILE, &numbers, (), &mut out).unwrap();
                 let whole: Vec<Option<bool>> = out.iter().map(|d| bit(d, tile % TILE)).collect();
@@ -247,7 +273,7 @@ fn sums_of_the_widest_second_level_are_right() {
     let steps = Steps { first: row[0] / 127.0, second: 1e-6 / 127.0, third: 0.0, fourth: 0.0 };
     let sketch = Sketch::with(basis, steps, &at, 2, &Control::default()).unwrap();
     let caps = Caps::new(dim, &row, &[0.0]).unwrap();
-    for kernels in IntKernels::available() {
+    for kernels in IntKernels::tested() {
         let mut queries = QueryCodes::with(kernels, &sketch, &caps, &[0]);
         for threshold in [-0.97, 0.0, 0.97] {
             queries.set_threshold(0, threshold);

@@ -46,7 +46,7 @@ struct Many {
 
 /// What a level has read of a tile.
 #[derive(Default)]
-struct ReadTile {
+pub(super) struct ReadTile {
     tile: Option<usize>,
     fetched: u64,
     interleaved: AlignedVec<u8>,
@@ -162,7 +162,12 @@ impl Wide {
         let (many, kernels) = (&mut self.many, tile.codes.kernels());
         many.decisions.resize(many.queries.len(), Decision::default());
         let wide_tile = WideTile {
-            codes: self.read[tile.number % TILES_TOGETHER].interleaved(kernels, codes),
+            codes: self.read[tile.number % TILES_TOGETHER].interleaved(
+                kernels,
+                codes.rows,
+                codes.stride,
+                codes.span.len(),
+            ),
             bytes: codes.span.len(),
             query_codes: tile.codes.wide_codes(),
             stride: codes.stride,
@@ -201,25 +206,30 @@ impl Wide {
 }
 
 impl ReadTile {
-    /// Asks for the codes of rows that are wanted and were not asked for yet.
-    fn fetch(&mut self, kernels: &IntKernels, tile: usize, wanted: u64, codes: &Codes<'_>) {
+    /// Forgets what was read of another tile.
+    pub fn start(&mut self, tile: usize) {
         if self.tile != Some(tile) {
             (self.tile, self.fetched, self.is_interleaved) = (Some(tile), 0, false);
         }
+    }
+
+    /// Asks for the codes of rows that are wanted and were not asked for yet.
+    fn fetch(&mut self, kernels: &IntKernels, tile: usize, wanted: u64, codes: &Codes<'_>) {
+        self.start(tile);
         for r in positions_of(0, wanted & !self.fetched) {
             kernels.prefetch(&codes.rows[r * codes.stride..][..codes.span.len()]);
         }
         self.fetched |= wanted;
     }
 
-    /// The codes of all rows, interleaved like those of the second level.
-    fn interleaved(&mut self, kernels: &IntKernels, codes: &Codes<'_>) -> &[u8] {
+    /// The first `bytes` of the codes of all `rows`, `stride` bytes from one to the next, interleaved like those of the
+    /// second level.
+    pub fn interleaved(&mut self, kernels: &IntKernels, rows: &[u8], stride: usize, bytes: usize) -> &[u8] {
         if !self.is_interleaved {
             self.is_interleaved = true;
-            let (stride, bytes) = (codes.stride, codes.span.len());
             self.interleaved.resize(TILE * bytes);
-            for start in (0..codes.rows.len().div_ceil(stride)).step_by(QUARTER) {
-                kernels.interleave(&codes.rows[start * stride..], stride, bytes, &mut self.interleaved[start * 4..]);
+            for start in (0..rows.len().div_ceil(stride)).step_by(QUARTER) {
+                kernels.interleave(&rows[start * stride..], stride, bytes, &mut self.interleaved[start * 4..]);
             }
         }
         &self.interleaved

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::encode::{Sketch, Split, split};
-use super::fold::unpair;
+use super::fold::{MOST_STEPS, unpair};
 use super::levels::{Bounds, FINER, GROUP, REFINED, TERMS, field, padded, refined_width, third_bytes, wide_bytes};
 use super::{TILE, up};
 use crate::element::Element;
@@ -145,7 +145,11 @@ impl Sketch {
     fn folded_fault(&self, place: &Interleaved<'_>, split: &Split, shift: f64) -> Option<String> {
         let (fold, integers) = (&self.fold, unpair(place.terms[field::FOLDED + place.number].to_bits()));
         let left = self.left(split, self.basis.widths.first);
-        at_most("first residual", left, up(fold.residual(integers)), 0.0)
+        at_most("first residual", left, up(fold.first.residual(integers[0])), 0.0)
+            .or_else(|| {
+                let most = fold.second.residual(MOST_STEPS);
+                at_most("the range of second residuals", place.term(field::SECOND_RESIDUAL), up(most), 0.0)
+            })
             .or_else(|| at_most("folded shift", (shift - fold.shift(integers)).abs(), fold.shift_lost, 1e-9))
     }
 }

@@ -10,9 +10,9 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::rng::{Key, Purpose, Stream};
 
-/// Widths that are tried for each level.
+/// Widths that are tried for each level; a matrix unit reads the first two levels' columns together, 64 at a time.
 const FIRST: [usize; 5] = [16, 32, 48, 64, 96];
-const SECOND: [usize; 4] = [64, 96, 128, 192];
+const SECOND: [usize; 3] = [64, 128, 192];
 const THIRD: [usize; 3] = [192, 256, 384];
 
 /// All of these, in order.

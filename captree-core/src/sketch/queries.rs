@@ -4,14 +4,18 @@ use rayon::prelude::*;
 
 use super::encode::{Sketch, split};
 use super::fold::FirstThreshold;
-use super::kernel::{First, FirstTerms, IntKernels, RefinementTerms, Second, SecondTerms, WideTerms};
-use super::levels::{Bounds, TERMS, field, padded, refined_width, wide_bytes};
+use super::kernel::{First, FirstTerms, FullTile, IntKernels, Joint, RefinementTerms, Second, SecondTerms, WideTerms};
+use super::levels::{Bounds, TERMS, field, padded, refined_width, third_bytes, wide_bytes};
 use super::terms::{Codes, Terms, encode};
 use super::{TILE, Widths, up};
 use crate::caps::Caps;
 use crate::error::Result;
 use crate::memory::AlignedVec;
 use crate::store::Array;
+
+/// Columns that a matrix unit reads at a time, and queries from which it pays.
+const UNIT_COLUMNS: usize = 64;
+const FEWEST: usize = 12;
 
 /// Queries that are encoded together: their projections share the basis.
 const AT_ONCE: usize = 32;
@@ -20,6 +24,8 @@ const AT_ONCE: usize = 32;
 pub(crate) struct QueryCodes<'a> {
     sketch: &'a Sketch,
     kernels: IntKernels,
+    /// With a matrix unit: leading columns whose sum is one of its own.
+    unit_split: Option<usize>,
     /// What rounding and the basis may hide.
     slack: Vec<f64>,
     /// Codes of the first level's columns and of those that the second one adds, [`padded`] bytes each.
@@ -38,18 +44,24 @@ pub(crate) struct QueryCodes<'a> {
 impl<'a> QueryCodes<'a> {
     /// Encodes the caps `active` of a batch.
     pub fn new(sketch: &'a Sketch, caps: &Caps<'_>, active: &[usize]) -> Self {
-        QueryCodes::with(*IntKernels::get(), sketch, caps, active)
+        let kernels = *IntKernels::get();
+        // A matrix unit takes 32 at a time.
+        let kernels = if active.len() < FEWEST { kernels.without_unit() } else { kernels };
+        QueryCodes::with(kernels, sketch, caps, active)
     }
 
     /// The same with kernels of the caller's choice.
     pub fn with(kernels: IntKernels, sketch: &'a Sketch, caps: &Caps<'_>, active: &[usize]) -> Self {
         let basis = &sketch.basis;
-        let Widths { second, .. } = basis.widths;
+        let Widths { first, second, .. } = basis.widths;
+        let fits = second > 0 && second.is_multiple_of(UNIT_COLUMNS);
+        let unit_split = (kernels.has_unit() && fits).then(|| first.next_multiple_of(UNIT_COLUMNS).min(second));
         let (leading, interleaved) = (padded(refined_width(second)), padded(second));
         let (count, wide) = (active.len(), wide_bytes(basis.widths));
         let mut queries = QueryCodes {
             sketch,
             kernels,
+            unit_split,
             slack: Vec::with_capacity(count),
             codes: vec![0; count * interleaved],
             first_terms: Vec::with_capacity(count),
@@ -78,7 +90,7 @@ impl<'a> QueryCodes<'a> {
                     .map(|((interleaved, refinement), wide)| Codes { interleaved, refinement, wide });
                 let splits = split(basis, &centers, |i| along[i]);
                 let each = splits.iter().zip(&along).zip(codes);
-                each.map(|((split, along), codes)| encode(sketch, split, *along, codes)).collect()
+                each.map(|((split, along), codes)| encode(sketch, split, *along, unit_split, codes)).collect()
             })
             .collect();
         for (i, (terms, cap)) in parts.into_iter().flatten().zip(active).enumerate() {
@@ -98,8 +110,9 @@ impl<'a> QueryCodes<'a> {
         let inside = up(threshold + self.slack[i]);
         let outside = -up(self.slack[i] - threshold);
         let Widths { first, second, .. } = self.sketch.basis.widths;
-        let codes = &mut self.codes[i * padded(second)..][..padded(first)];
-        self.first_thresholds[i].set(threshold, &mut self.first_terms[i], &mut self.second_terms[i].first_scale, codes);
+        let columns = if self.unit_split.is_some() { second } else { first };
+        let codes = &mut self.codes[i * padded(second)..][..padded(columns)];
+        self.first_thresholds[i].set(threshold, &mut self.first_terms[i], &mut self.second_terms[i], codes);
         (self.second_terms[i].inside, self.second_terms[i].outside) = (inside, outside);
         (self.wide_terms[i].inside, self.wide_terms[i].outside) = (inside, outside);
     }
@@ -132,7 +145,7 @@ impl<'a> QueryCodes<'a> {
         Ok(Second {
             codes: codes.slice(number * size..(number + 1) * size)?,
             terms: terms.slice(number * TERMS..(number + 1) * TERMS)?,
-            first: padded(widths.first),
+            first: self.unit_split.unwrap_or(padded(widths.first)),
             bytes: padded(widths.second),
             leading: padded(refined_width(widths.second)),
             query_codes: &self.codes,
@@ -153,6 +166,52 @@ impl<'a> QueryCodes<'a> {
             bounds: Bounds::of(rows.terms),
             query_codes: &self.codes,
             query_terms: &self.first_terms,
+        }
+    }
+
+    /// With a matrix unit: leading columns whose sum is one of its own.
+    pub fn unit_split(&self) -> Option<usize> {
+        self.unit_split
+    }
+
+    /// The two integers of each row of a tile that its first level reads with a matrix unit.
+    pub fn pairs(&self, rows: &Second<'_>, pairs: &mut [u32; TILE]) {
+        self.sketch.fold.pairs(rows.terms, pairs);
+    }
+
+    /// What the first level reads of the rows of a tile with a matrix unit.
+    pub fn joint<'b>(&'b self, rows: &Second<'b>, pairs: &'b [u32; TILE]) -> Joint<'b> {
+        Joint {
+            codes: rows.codes,
+            bytes: rows.bytes,
+            split: rows.first,
+            pairs,
+            bounds: Bounds::of(rows.terms),
+            query_codes: &self.codes,
+            query_terms: &self.first_terms,
+        }
+    }
+
+    /// What a matrix unit reads of the rows of a tile beyond that, given their wide codes, interleaved.
+    pub fn full<'b>(
+        &'b self,
+        rows: &Second<'b>,
+        wide: &'b [u8],
+        (queries, places): (&'b [u32], &'b [usize]),
+    ) -> FullTile<'b> {
+        FullTile {
+            codes: wide,
+            stride: wide_bytes(self.sketch.basis.widths),
+            third: third_bytes(self.sketch.basis.widths),
+            leading_codes: &rows.codes[..TILE * rows.leading],
+            leading: rows.leading,
+            bounds: Bounds::of(rows.terms),
+            query_codes: &self.wide_codes,
+            terms: &self.wide_terms,
+            refinement_codes: &self.refinement_codes,
+            refinement_terms: &self.refinement_terms,
+            queries,
+            places,
         }
     }
 

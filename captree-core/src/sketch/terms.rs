@@ -1,7 +1,7 @@
 //! The codes of one query, and what the levels need to know beside them.
 
 use super::encode::{Sketch, Split, inverse, nearest};
-use super::fold::{self, FirstThreshold};
+use super::fold::{self, FirstCodes, FirstThreshold};
 use super::kernel::{FirstTerms, RefinementTerms, SecondTerms, WideTerms};
 use super::levels::{Bounds, FINER, REFINED, padded, refined_width, third_bytes};
 use super::{Widths, up};
@@ -25,15 +25,26 @@ pub(super) fn largest<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
 }
 
 /// Codes `values` with one step; returns what that loses and the sum of the codes.
-pub(super) fn code(values: &[f64], step: f64, codes: &mut [i8]) -> (Vec<f64>, i32) {
-    let (per_step, mut sum) = (inverse(step), 0);
-    let lost = values.iter().zip(codes).map(|(x, code)| {
-        let i = nearest(x * per_step).clamp(-127.0, 127.0);
+fn code(values: &[f64], step: f64, codes: &mut [i8]) -> (Vec<f64>, i32) {
+    code_each(values, |_| step, codes)
+}
+
+/// The same with a step for each value, by its number.
+pub(super) fn code_each(values: &[f64], step: impl Fn(usize) -> f64, codes: &mut [i8]) -> (Vec<f64>, i32) {
+    let mut sum = 0;
+    let lost = values.iter().zip(codes).enumerate().map(|(k, (x, code))| {
+        let step = step(k);
+        let i = nearest(x * inverse(step)).clamp(-127.0, 127.0);
         *code = i as i32 as i8;
         sum += i as i32;
         x - step * i
     });
     (lost.collect(), sum)
+}
+
+/// At least what the first `width` columns leave over of a query.
+pub(super) fn left_over(sketch: &Sketch, split: &Split, width: usize) -> f32 {
+    up(sketch.basis.residual(split.square, &split.z[..width]) * (1.0 + NORM_SLACK))
 }
 
 /// The terms of a query, but for the threshold.
@@ -55,11 +66,12 @@ pub(super) struct Codes<'a> {
     pub wide: &'a mut [i8],
 }
 
-/// Codes of a query and its terms.
+/// Codes of a query and its terms; for a matrix unit with the number of leading columns that have a sum of their own.
 pub(super) fn encode(
     sketch: &Sketch,
     split: &Split,
     along: f64,
+    unit_split: Option<usize>,
     Codes { interleaved, refinement, wide }: Codes<'_>,
 ) -> Terms {
     let (basis, steps) = (&sketch.basis, sketch.steps);
@@ -67,17 +79,25 @@ pub(super) fn encode(
     let Widths { first, second, third, all: _ } = basis.widths;
     let leading = refined_width(second);
     let step_of = |k: usize| steps.of(basis.widths, k);
-    let residual = |z: &[f32]| up(basis.residual(split.square, z) * (1.0 + NORM_SLACK));
+    let residual = |width: usize| left_over(sketch, split, width);
     let a: Vec<f64> = split.z.iter().map(|x| f64::from(*x)).collect();
     let (offset, spread) = (along * basis.mean_square, up(along.abs()));
     let defect = basis.defect(f64::from(norm(&a)), sketch.farthest);
     let slack = FLOAT_SLACK + defect + 2e-7 * (offset.abs() + along.abs() * LONGEST);
-    let (first_terms, first_threshold, first_scale, mut lost) =
-        fold::encode(sketch, split, (along, residual(&split.z[..first]), slack), &mut interleaved[..padded(first)]);
-    let scale = up(largest(&a[first..second]) * second_step / 127.0);
-    let (second_lost, second_sum) =
-        code(&a[first..second], f64::from(scale) * inverse(second_step), &mut interleaved[padded(first)..]);
-    lost.extend(second_lost);
+    let FirstCodes {
+        terms: first_terms,
+        threshold,
+        scales: [first_scale, mut scale],
+        mut lost,
+        others: mut others_sum,
+    } = fold::encode(sketch, split, (along, slack), unit_split, interleaved);
+    if unit_split.is_none() {
+        scale = up(largest(&a[first..second]) * second_step / 127.0);
+        let codes = &mut interleaved[padded(first)..];
+        let (second_lost, sum) = code(&a[first..second], f64::from(scale) * inverse(second_step), codes);
+        lost.extend(second_lost);
+        others_sum = sum;
+    }
     // What the leading codes lose, in units of the rows' steps.
     let missing: Vec<f64> = lost[..leading].iter().enumerate().map(|(k, x)| x * step_of(k)).collect();
     let refinement_scale = up(largest(&missing) / 127.0);
@@ -92,12 +112,12 @@ pub(super) fn encode(
     let (finer_lost, finer_sum) = code(&finer, f64::from(fourth_scale), finer_codes);
     let (fourth_lost, fourth_sum) = code(&a[third..], f64::from(fourth_scale) * inverse(fourth_step), fourth_codes);
     let at_second = SecondTerms {
-        start: -128 * second_sum,
+        start: -128 * others_sum,
         first_scale,
         scale,
         offset: offset as f32,
         along: along as f32,
-        residual: residual(&split.z[..second]),
+        residual: residual(second),
         spread,
         first_lost: norm(&a[..first]),
         first_length: norm(&lost[..first]),
@@ -127,14 +147,14 @@ pub(super) fn encode(
         third_length: third_costs.third_length,
         fourth_lost: norm(&a[third..]),
         fourth_length: norm(&fourth_lost),
-        residual: residual(&split.z),
+        residual: residual(split.z.len()),
         spread,
         ..Bounds::default()
     };
     Terms {
         slack,
         first: first_terms,
-        first_threshold,
+        first_threshold: threshold,
         second: at_second,
         refinement: RefinementTerms { scale: refinement_scale, start: -128 * refinement_sum },
         wide: WideTerms {
@@ -142,7 +162,7 @@ pub(super) fn encode(
             third_start: -128 * third_sum,
             fourth_scale,
             fourth_start: -128 * (finer_sum + fourth_sum),
-            third_residual: residual(&split.z[..third]),
+            third_residual: residual(third),
             third_costs,
             fourth_costs,
             inside: 0.0,

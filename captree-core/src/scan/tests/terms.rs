@@ -159,7 +159,7 @@ fn cases() -> Vec<Case> {
         Case { off: 0.01, ..along_mean("spread", BOUNDS + 15) },
         Case { folded: Some(|fold| fold.shift_lost = 0.0), off: 0.01, ..along_mean("folded shift lost", 0) },
         Case { rows: apart(), ..along_mean("folded shift", field::FOLDED) },
-        Case { folded: Some(|fold| fold.residual_least = 0.0), ..Case::left("least residual", 0, SECOND[0]) },
+        Case { folded: Some(|fold| fold.first.least = 0.0), ..Case::left("least residual", 0, SECOND[0]) },
         Case { rows: [vec![], vec![(SECOND[0], CODED)]], ..Case::left("first residual", field::FOLDED, SECOND[0]) },
         Case::left("second residual", field::SECOND_RESIDUAL, THIRD[0]),
         Case::left("third residual", field::THIRD_RESIDUAL, FOURTH[0]),

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+mod blocks;
 mod generic;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
@@ -11,29 +12,42 @@ mod quarters;
 mod rows;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod twin;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 use std::sync::OnceLock;
 
+pub(crate) use blocks::Workspace;
 pub(crate) use quarters::Quarters;
+
+use blocks::BlockKernels;
 
 use super::TILE;
 use super::levels::{Bounds, TERMS};
 use crate::instructions;
 
 /// What the first level needs of one query beside its code: see [`super::fold`].
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
 pub(crate) struct FirstTerms {
     /// Where the integer sum starts, which takes away that codes of rows are stored plus 128.
     pub start: i32,
+    /// The same of a matrix unit's sum over the columns of both levels.
+    pub joint_start: i32,
     /// What the rows' two integers are multiplied with.
     pub pair: u32,
+    /// By how many powers of two the sum of the leading columns counts more than that of the others, where a matrix
+    /// unit takes two sums.
+    pub shift: u32,
     /// A sum at least this large leaves a row open, less what each of the 64 rows' [`Bounds`] costs.
     pub least: f32,
     pub lost: f32,
     pub length: f32,
+    /// The same of the second level's columns, where a matrix unit takes both levels' together.
+    pub second_lost: f32,
+    pub second_length: f32,
     /// All bits, if rows that the level decides lie inside, none if outside.
     pub inside: u64,
 }
@@ -43,7 +57,15 @@ impl FirstTerms {
     /// are below what was rounded.
     #[inline(always)]
     fn least_open(&self, bounds: &Bounds) -> i32 {
-        (self.least - self.lost * bounds.first_lost - self.length * bounds.first_length) as i32
+        /// Farther from zero than any sum.
+        const FAR: f32 = 2e9;
+        let first = self.lost * bounds.first_lost + self.length * bounds.first_length;
+        let second = self.second_lost * bounds.second_lost + self.second_length * bounds.second_length;
+        let least = self.least - (first + second);
+        let least = if least > -FAR { least } else { -FAR };
+        let least = if least < FAR { least } else { FAR };
+        // SAFETY: between the two, which 32 bits hold; `as` would test for what cannot be, a thousand times per tile.
+        unsafe { least.to_int_unchecked() }
     }
 }
 
@@ -289,6 +311,41 @@ impl Second<'_> {
     }
 }
 
+/// What the first level of a matrix unit reads of 64 rows and of the queries: the columns of the first two levels.
+pub(crate) struct Joint<'a> {
+    /// Codes, interleaved by groups of four dims, `bytes` each, of which the first `split` have a sum of their own.
+    pub codes: &'a [u8],
+    pub bytes: usize,
+    pub split: usize,
+    /// Two integers per row: [`super::Fold::pairs`].
+    pub pairs: &'a [u32; TILE],
+    pub bounds: &'a Bounds,
+    /// Of all queries: codes, and terms.
+    pub query_codes: &'a [i8],
+    pub query_terms: &'a [FirstTerms],
+}
+
+/// What a matrix unit reads of all rows of a tile beyond that, and the queries with open rows.
+pub(crate) struct FullTile<'a> {
+    /// What the third and the fourth level read, interleaved, `stride` bytes per row, of which the third reads the
+    /// first `third`.
+    pub codes: &'a [u8],
+    pub stride: usize,
+    pub third: usize,
+    /// The leading columns, interleaved, `leading` bytes per row.
+    pub leading_codes: &'a [u8],
+    pub leading: usize,
+    pub bounds: &'a Bounds,
+    /// Of all queries: the counterparts of both, and their terms.
+    pub query_codes: &'a [i8],
+    pub terms: &'a [WideTerms],
+    pub refinement_codes: &'a [i8],
+    pub refinement_terms: &'a [RefinementTerms],
+    /// Numbers of the queries with open rows, ascending, and where the values of each are.
+    pub queries: &'a [u32],
+    pub places: &'a [usize],
+}
+
 /// The queries that have open rows in a tile.
 pub(crate) struct OpenRows<'a> {
     /// Numbers of the queries.
@@ -343,6 +400,8 @@ pub(crate) struct IntKernels {
     wide_tile: unsafe fn(&WideTile<'_>, &mut [[f32; TILE]], &mut [Decision]),
     wide_rows: RowByRow,
     interleave: unsafe fn(&[u8], usize, usize, &mut [u8]),
+    /// Levels of a matrix unit, if there is one.
+    blocks: Option<BlockKernels>,
 }
 
 impl IntKernels {
@@ -354,6 +413,14 @@ impl IntKernels {
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
         found.extend(neon::available());
         found.push(portable::KERNELS);
+        found
+    }
+
+    /// The same, and those that stand in for a matrix unit.
+    #[cfg(test)]
+    pub fn tested() -> Vec<IntKernels> {
+        let mut found = IntKernels::available();
+        found.push(twin::KERNELS);
         found
     }
 
@@ -428,6 +495,89 @@ impl IntKernels {
         assert!(out.len() == queries.len());
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
         unsafe { (self.group)(second, queries, out) }
+    }
+
+    /// Whether there is a matrix unit, so that the levels below can be asked.
+    #[inline]
+    pub fn has_unit(&self) -> bool {
+        self.blocks.is_some()
+    }
+
+    /// The same kernels without it.
+    pub fn without_unit(self) -> IntKernels {
+        IntKernels { blocks: None, ..self }
+    }
+
+    /// Bit `r` of `open[i]` says that the first level of the matrix unit cannot decide row `r` of a tile for query
+    /// `queries[i]`. `sums` gets the sums over the codes alone, one query behind the other: of all, or of those that
+    /// have an open row among those of `kept_if_open`.
+    ///
+    /// # Panics
+    /// If there is no matrix unit, or lengths do not fit.
+    pub fn unit_first(
+        &self,
+        joint: &Joint<'_>,
+        queries: &[u32],
+        kept_if_open: Option<u64>,
+        workspace: &mut Workspace,
+        open: &mut [u64],
+        sums: &mut [[i32; TILE]],
+    ) {
+        let Joint { codes, bytes, split, pairs: _, bounds: _, query_codes, query_terms } = joint;
+        let count = query_terms.len();
+        assert!(split.is_multiple_of(64) && bytes.is_multiple_of(64) && *split > 0 && split <= bytes);
+        assert!(codes.len() == TILE * bytes && query_codes.len() == count * bytes);
+        assert!(queries.iter().all(|q| (*q as usize) < count) && queries.is_sorted());
+        assert!(open.len() == queries.len() && sums.len() == queries.len());
+        let unit = self.blocks.expect("a matrix unit");
+        // SAFETY: `self` exists only where the CPU has the unit; the lengths were checked above.
+        unsafe { (unit.first)(joint, queries, kept_if_open, workspace, open, sums) }
+    }
+
+    /// `out[i]` decides by the second level, which takes the sums of the matrix unit's first one, for query `i` of
+    /// those with open rows in a tile, these rows. `values[i]` gets the estimates of their dot products.
+    ///
+    /// # Panics
+    /// If there is no matrix unit, or lengths do not fit.
+    pub fn unit_second(
+        &self,
+        second: &Second<'_>,
+        rows: &OpenRows<'_>,
+        out: &mut [Decision],
+        values: &mut [[f32; TILE]],
+    ) {
+        let count = rows.queries.len();
+        second.check(rows.queries);
+        assert!(out.len() == count && values.len() == count && rows.masks.len() == count && rows.places.len() == count);
+        assert!(rows.places.iter().all(|p| *p < rows.sums.len()));
+        let unit = self.blocks.expect("a matrix unit");
+        // SAFETY: `self` exists only where the CPU has the unit; the lengths were checked above.
+        unsafe { (unit.second)(second, rows, out, values) }
+    }
+
+    /// `out[i]` decides all rows of a tile by all columns for query `queries[i]`.
+    ///
+    /// # Panics
+    /// If there is no matrix unit, or lengths do not fit.
+    pub fn unit_full(
+        &self,
+        tile: &FullTile<'_>,
+        workspace: &mut Workspace,
+        values: &[[f32; TILE]],
+        out: &mut [Decision],
+    ) {
+        let (stride, leading, count) = (tile.stride, tile.leading, tile.terms.len());
+        assert!([stride, tile.third, leading].iter().all(|bytes| bytes.is_multiple_of(64)));
+        assert!(tile.third < stride && leading > 0);
+        assert!(tile.codes.len() == TILE * stride && tile.leading_codes.len() == TILE * leading);
+        assert!(tile.query_codes.len() == count * stride && tile.refinement_codes.len() == count * leading);
+        assert!(tile.refinement_terms.len() == count);
+        assert!(tile.queries.iter().all(|q| (*q as usize) < count) && tile.queries.is_sorted());
+        assert!(tile.queries.len() == out.len() && tile.places.len() == out.len());
+        assert!(tile.places.iter().all(|p| *p < values.len()));
+        let unit = self.blocks.expect("a matrix unit");
+        // SAFETY: `self` exists only where the CPU has the unit; the lengths were checked above.
+        unsafe { (unit.full)(tile, workspace, values, out) }
     }
 
     /// Hints that `codes` will be read soon.

@@ -7,7 +7,7 @@ use crate::sketch::TILE;
 use crate::sketch::fold::unpair;
 use crate::sketch::levels::field;
 
-struct Portable;
+pub(super) struct Portable;
 
 impl Lanes for Portable {
     type Sums = [i32; ROWS];
@@ -159,4 +159,4 @@ unsafe fn wide_rows(
 }
 
 pub(super) const KERNELS: IntKernels =
-    IntKernels { name: "portable", first, second, refine, wide_tile, group, wide_rows, interleave };
+    IntKernels { name: "portable", first, second, refine, wide_tile, group, wide_rows, interleave, blocks: None };

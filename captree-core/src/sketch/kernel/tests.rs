@@ -1,5 +1,7 @@
 //! The kernels of all instruction sets agree with plain integer arithmetic.
 
+mod units;
+
 use proptest::prelude::*;
 
 use super::{First, FirstTerms, IntKernels, WideRows, WideTest};
@@ -59,7 +61,7 @@ proptest! {
             .iter()
             .map(|q| {
                 let least = sum(q.2, q) as f32;
-                FirstTerms { start: 0, pair: pair(q.1), least, lost: 0.0, length: 0.0, inside: 0 }
+                FirstTerms { pair: pair(q.1), least, ..FirstTerms::default() }
             })
             .collect();
         let (bounds, numbers) = (Bounds::default(), (0..queries.len() as u32).collect::<Vec<_>>());

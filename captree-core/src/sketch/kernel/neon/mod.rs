@@ -335,6 +335,7 @@ macro_rules! kernels {
             group: $module::group,
             wide_rows: $module::wide_rows,
             interleave,
+            blocks: None,
         };
     };
 }

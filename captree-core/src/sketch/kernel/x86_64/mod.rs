@@ -1,13 +1,16 @@
 //! AVX-512 VNNI and AVX2 instantiations.
 
+mod amx;
 mod rows;
 
 use std::arch::x86_64::*;
 
+use super::blocks::{self, BlockKernels, BlockLanes, Workspace};
 use super::generic::{self, Lanes};
-use super::{Decision, First, IntKernels, OpenRows, Quarters, Second, Test, WideTest, WideTile};
+use super::{Decision, First, FullTile, IntKernels, Joint, OpenRows, Quarters, Second, Test, WideTest, WideTile};
 use crate::sketch::TILE;
 use crate::sketch::levels::field;
+use amx::Amx;
 
 struct Vnni;
 
@@ -118,6 +121,40 @@ impl Lanes for Vnni {
         unsafe {
             let sum = _mm512_cvtepi32_ps(sums);
             _mm512_storeu_ps(values, _mm512_fmadd_ps(_mm512_set1_ps(scale), sum, _mm512_loadu_ps(values)));
+        }
+    }
+}
+
+impl BlockLanes for Vnni {
+    type Values = __m512;
+
+    #[inline(always)]
+    unsafe fn add_shifted(sums: Self::Sums, stored: *const i32, shift: u32) -> Self::Sums {
+        // SAFETY: the caller has AVX-512F and 16 readable numbers.
+        unsafe {
+            let stored = _mm512_loadu_si512(stored.cast());
+            _mm512_add_epi32(sums, _mm512_sll_epi32(stored, _mm_cvtsi32_si128(shift as i32)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn values(stored: *const f32) -> Self::Values {
+        // SAFETY: the caller has AVX-512F and 16 readable numbers.
+        unsafe { _mm512_loadu_ps(stored) }
+    }
+
+    #[inline(always)]
+    unsafe fn plus(values: Self::Values, sums: Self::Sums, scale: f32) -> Self::Values {
+        // SAFETY: the caller has AVX-512F.
+        unsafe { _mm512_fmadd_ps(_mm512_set1_ps(scale), _mm512_cvtepi32_ps(sums), values) }
+    }
+
+    #[inline(always)]
+    unsafe fn decide(values: Self::Values, test: &WideTest) -> (u16, u16) {
+        // SAFETY: the caller has AVX-512F.
+        unsafe {
+            let inside = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(values, _mm512_set1_ps(test.inside));
+            (inside, _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(values, _mm512_set1_ps(test.outside)))
         }
     }
 }
@@ -330,8 +367,41 @@ macro_rules! kernels {
             group: $levels::group,
             wide_rows: $wide,
             interleave: $interleave,
+            blocks: None,
         }
     };
+}
+
+/// The levels of the matrix unit.
+mod unit {
+    use super::*;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+    unsafe fn first(
+        joint: &Joint<'_>,
+        queries: &[u32],
+        kept_if_open: Option<u64>,
+        workspace: &mut Workspace,
+        open: &mut [u64],
+        sums: &mut [[i32; TILE]],
+    ) {
+        // SAFETY: the caller keeps the contract and has the features.
+        unsafe { blocks::first::<Vnni, Amx>(joint, queries, kept_if_open, workspace, open, sums) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+    unsafe fn second(second: &Second<'_>, rows: &OpenRows<'_>, out: &mut [Decision], values: &mut [[f32; TILE]]) {
+        // SAFETY: the caller keeps the contract and has the features.
+        unsafe { blocks::second::<Vnni>(second, rows, out, values) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+    unsafe fn full(tile: &FullTile<'_>, workspace: &mut Workspace, values: &[[f32; TILE]], out: &mut [Decision]) {
+        // SAFETY: the caller keeps the contract and has the features.
+        unsafe { blocks::full::<Vnni, Amx>(tile, workspace, values, out) }
+    }
+
+    pub(super) const KERNELS: BlockKernels = BlockKernels { first, second, full };
 }
 
 /// Hints that `codes` will be read soon.
@@ -354,7 +424,11 @@ pub(super) fn available() -> Vec<IntKernels> {
         && is_x86_feature_detected!("avx512vnni")
         && is_x86_feature_detected!("bmi2")
     {
-        found.push(kernels!("avx512vnni", vnni, rows::wide_rows_512, rows::interleave_512));
+        let vnni = kernels!("avx512vnni", vnni, rows::wide_rows_512, rows::interleave_512);
+        if crate::matrix_unit::is_available() {
+            found.push(IntKernels { name: "amx", blocks: Some(unit::KERNELS), ..vnni });
+        }
+        found.push(vnni);
     }
     if avx2 {
         found.push(kernels!("avx2", avx2, rows::wide_rows_256, super::rows::interleave));
