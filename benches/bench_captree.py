@@ -40,7 +40,7 @@ def counted(counts: Any) -> Answer:
     return {"total": int(counts.sum()), "checksum": checksum(counts)}
 
 
-def found(result: captree.RangeResult) -> Answer:
+def found(result: captree.RangeResult[Any]) -> Answer:
     rows = np.concatenate([np.sort(rows) for rows, _ in result])
     return {"total": len(rows), "checksum": checksum(rows)}
 

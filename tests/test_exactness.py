@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -206,6 +207,35 @@ def test_tiny_and_subnormal_elements():
     for storage in STORAGES:
         tree = captree.build(rows, storage=storage, fanout=4, leaf_size=20)
         assert_exact(tree, knife_edge_caps(all_rows(tree), rows[:10]))
+
+
+def rounded_once(center, row):
+    """The real distance as the nearest float32, of two the one that ends on an even bit."""
+    real = 1 - sum(Fraction(float(x)) * Fraction(float(y)) for x, y in zip(center, row, strict=True))
+    middle = np.float32(float(real))
+    near = [np.nextafter(middle, np.float32(-9)), middle, np.nextafter(middle, np.float32(9))]
+    return min(near, key=lambda x: (abs(Fraction(float(x)) - real), int(x.view(np.uint32)) % 2))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_float32_distances_are_real_distances_rounded_once(storage):
+    rows = clip_like(300, 20, seed=6)
+    tree = captree.build(rows, storage=storage, fanout=4, leaf_size=20)
+    kept = all_rows(tree)
+    # Along an axis many distances of float32 rows lie exactly halfway between two float32 numbers; rows meet
+    # themselves, too.
+    axes = np.eye(20, dtype=np.float32)[:4]
+    caps = Caps(np.concatenate([axes, rows[:4], -rows[4:6]]), 2.0)
+    halfway = 0
+    for found in (tree.search(caps, distances="float32"), tree.search(caps, sort=True, distances="float32")):
+        assert found.distances.dtype == np.float32
+        for center, (inside, far) in zip(caps.centers, found, strict=True):
+            assert inside.size >= len(rows) - 1  # a row opposite to a center can be beyond 2
+            want = [rounded_once(center, kept[row]) for row in inside.tolist()]
+            np.testing.assert_array_equal(far, want)
+            exact = 1 - kept[inside].astype(np.float64) @ center.astype(np.float64)
+            halfway += (np.abs(exact - far) == np.spacing(np.abs(far)).astype(np.float64) / 2).sum()
+    assert halfway > 20 or storage == "float16"
 
 
 # --- metamorphic ---------------------------------------------------------------------------------------------------

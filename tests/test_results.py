@@ -34,6 +34,22 @@ def test_slices():
     assert len(RESULT[5:]) == 0
 
 
+def test_results_without_distances_and_with_float32():
+    bare = RangeResult([0, 2, 5], [4, 7, 1, 2, 3], None)
+    assert bare.distances is None
+    assert [(rows.tolist(), far) for rows, far in bare] == [([4, 7], None), ([1, 2, 3], None)]
+    assert bare[1:].distances is None
+    assert bare[::-1].rows.tolist() == [1, 2, 3, 4, 7]
+    assert bare[::-1].distances is None
+    assert pickle.loads(pickle.dumps(bare)).distances is None
+    assert bare.to_arrow().column_names == ["rows"]
+    single = RangeResult([0, 2, 5], [4, 7, 1, 2, 3], np.arange(5, dtype=np.float32))
+    assert single[::-1].distances.dtype == single[1:].distances.dtype == single[0][1].dtype == np.float32
+    assert single[::-1].distances.tolist() == [2, 3, 4, 0, 1]
+    assert pickle.loads(pickle.dumps(single)).distances.dtype == np.float32
+    assert str(single.to_arrow().schema.field("distances").type) == "large_list<item: float>"
+
+
 def test_index_errors():
     for bad in (3, -4):
         with pytest.raises(RowIndexError, match="of a result of 3 caps"):

@@ -138,6 +138,21 @@ def test_search_sort_and_limit(tree, caps):
             assert set(part) <= set(everything)
 
 
+def test_searches_report_the_distances_asked_for(tree, caps):
+    for options in ({}, {"sort": True}, {"limit": 5}, {"sort": True, "limit": 5}, {"limit": 0}):
+        whole = tree.search(caps, **options)
+        single, rows = (tree.search(caps, **options, distances=kind) for kind in ("float32", None))
+        assert (whole.distances.dtype, single.distances.dtype, rows.distances) == (np.float64, np.float32, None)
+        np.testing.assert_allclose(single.distances, whole.distances, rtol=2**-23, atol=1e-12)
+        for other in (single, rows):
+            np.testing.assert_array_equal(other.offsets, whole.offsets)
+            np.testing.assert_array_equal(other.rows, whole.rows)
+    assert all(far is None for _, far in rows)
+    for bad in ("float16", "none", 32, np.float32):
+        with pytest.raises(errors.InvalidParameterError, match='distances: expected "float64" or "float32" or None'):
+            tree.search(caps, distances=bad)
+
+
 def test_empty_batches(tree):
     for empty in (Caps([], []), Caps(np.empty((0, 48)), []), ([], [])):
         assert tree.count(empty).tolist() == []

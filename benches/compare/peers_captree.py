@@ -23,7 +23,8 @@ class Exact(Peer):
         return self.tree.count(captree.Caps(centers, bounds), threads=self.threads)
 
     def search(self, centers: Floats, bounds: Bounds) -> list[Rows]:
-        return [rows for rows, _ in self.tree.search(captree.Caps(centers, bounds), threads=self.threads)]
+        caps = captree.Caps(centers, bounds)
+        return [rows for rows, _ in self.tree.search(caps, distances=None, threads=self.threads)]
 
     def sample(self, centers: Floats, bounds: Bounds, k: int, seed: int) -> Rows:
         return self.tree.sample(captree.Caps(centers, bounds), k=k, seed=seed, threads=self.threads)

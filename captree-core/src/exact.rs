@@ -4,7 +4,7 @@
 //! a proven error bound decides almost always; where it cannot, the sum is carried out exactly as a non-overlapping
 //! expansion (Shewchuk, *Adaptive precision floating-point arithmetic*, 1997), the method behind Python's `math.fsum`.
 
-use crate::distance::{Kernels, pair_error, two_sum};
+use crate::distance::{Kernels, pair_error, two_sum, wide_error};
 
 /// An exact running sum: non-overlapping float64 of increasing magnitude.
 #[derive(Default)]
@@ -92,6 +92,40 @@ pub fn distance(kernels: &Kernels, center: &[f32], row: &[f32]) -> f64 {
     if slack < unit(center) * unit(row) { s } else { expand(center, row, -1.0, &[1.0]).round() }
 }
 
+/// A real number rounded to float32, given what it is rounded to float64; none if that lies halfway between two float32
+/// numbers, and so does not say on which side the real number is.
+pub(crate) fn narrowed(rounded: f64) -> Option<f32> {
+    let nearest = rounded as f32;
+    let between = rounded - f64::from(nearest);
+    (between == 0.0 || f64::from(next_towards(nearest, rounded)) - rounded != between).then_some(nearest)
+}
+
+/// The float32 number beyond `x`, in the direction of a number next to it.
+fn next_towards(x: f32, towards: f64) -> f32 {
+    if towards > f64::from(x) { x.next_up() } else { x.next_down() }
+}
+
+/// The cosine distance of the real dot product, rounded to float32 once.
+pub fn distance32(kernels: &Kernels, center: &[f32], row: &[f32]) -> f32 {
+    let middle = distance(kernels, center, row);
+    narrowed(middle).unwrap_or_else(|| {
+        let (nearest, next) = (middle as f32, next_towards(middle as f32, middle));
+        let side = expand(center, row, -1.0, &[1.0, -middle]).sign();
+        // Exactly in the middle: `as` has taken the even one.
+        let is_beyond = side != 0.0 && (side > 0.0) == (next > nearest);
+        if is_beyond { next } else { nearest }
+    })
+}
+
+/// The distance rounded to float32, if the float64 sum over `d` dims can tell ([`Kernels::wide`]): hardly ever not.
+pub(crate) fn distance32_of(dot: f64, d: usize) -> Option<f32> {
+    let distance = 1.0 - dot;
+    // The difference rounds once, and so do both sums below; none is above 4.
+    let slack = wide_error(d) + 4.0 * f64::EPSILON;
+    let (low, high) = ((distance - slack) as f32, (distance + slack) as f32);
+    (low == high).then_some(low)
+}
+
 /// The largest power of two that all coordinates are multiples of, at most 1.
 fn unit(vector: &[f32]) -> f64 {
     let exponent = |x: &f32| {
@@ -131,6 +165,25 @@ mod tests {
 
     fn coordinate() -> impl Strategy<Value = f32> {
         (-0.25f32..0.25).prop_map(|x| ((x * 1e6).round() / 1e6 * 2f32.powi(20)).round() / 2f32.powi(20))
+    }
+
+    #[test]
+    fn float32_distances_halfway_between_two_are_rounded_by_the_real_number() {
+        // 1 - (1/4 + 2^-25) lies halfway between two float32 numbers, of which 3/4 is the even one.
+        let (far, tiny) = (0.25 + 2f32.powi(-25), 2f32.powi(-40));
+        let below = 0.75f32.next_down();
+        for (last, want) in [(tiny, below), (0.0, 0.75), (-tiny, 0.75)] {
+            assert_eq!(distance(Kernels::get(), &[1.0, tiny], &[far, last]), 0.75 - 2f64.powi(-25));
+            assert_eq!(distance32(Kernels::get(), &[1.0, tiny], &[far, last]), want, "{last}");
+            assert_eq!(distance32_of(f64::from(far), 2), None);
+        }
+        // With 3 * 2^-25 the even one is below.
+        let far = 0.25 + 3.0 * 2f32.powi(-25);
+        for (last, want) in [(tiny, below.next_down()), (0.0, below.next_down()), (-tiny, below)] {
+            assert_eq!(distance32(Kernels::get(), &[1.0, tiny], &[far, last]), want, "{last}");
+        }
+        assert_eq!(narrowed(0.75 - 2f64.powi(-25)), None);
+        assert_eq!(narrowed((0.75 - 2f64.powi(-25)).next_up()), Some(0.75));
     }
 
     proptest! {

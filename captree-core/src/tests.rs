@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use crate::distance::Kernels;
 use crate::{
-    Batch, Call, Caps, Error, Ingest, Params, RangeResult, SampleOptions, SearchOptions, Storage, Tree, exact,
+    Batch, Call, Caps, DistanceType, Distances, Error, Ingest, Params, RangeResult, SampleOptions, SearchOptions,
+    Storage, Tree, exact,
 };
 
 /// Unit rows of `dim` dims: clusters of equal, near and opposite rows.
@@ -94,15 +95,39 @@ proptest! {
         let counts: Vec<i64> = want.iter().map(|w| w.len() as i64).collect();
         prop_assert_eq!(&tree.count(&caps, &two).unwrap(), &counts);
 
-        let options = SearchOptions { sort: true, limit: None };
+        let options = SearchOptions { sort: true, ..SearchOptions::default() };
         let found = tree.search(&caps, options, &two).unwrap();
         let expected = RangeResult {
             offsets: (0..=counts.len()).map(|i| counts[..i].iter().sum()).collect(),
             rows: want.iter().flatten().map(|f| f.1).collect(),
-            distances: want.iter().flatten().map(|f| f.0).collect(),
+            distances: Distances::Float64(want.iter().flatten().map(|f| f.0).collect()),
         };
         prop_assert_eq!(&found, &expected);
-        let some = tree.search(&caps, SearchOptions { sort: true, limit: Some(3) }, &one).unwrap();
+        let narrowed = |found: &RangeResult| match &found.distances {
+            Distances::Float32(distances) => distances.iter().map(|d| f64::from(*d)).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        let single = |sort| SearchOptions { sort, distances: DistanceType::Float32, ..SearchOptions::default() };
+        let (sorted, unsorted) =
+            (tree.search(&caps, single(true), &two).unwrap(), tree.search(&caps, single(false), &one).unwrap());
+        prop_assert_eq!((&sorted.offsets, &sorted.rows), (&expected.offsets, &expected.rows));
+        for (near, far) in narrowed(&sorted).iter().zip(want.iter().flatten()) {
+            prop_assert!((near - far.0).abs() <= far.0.abs() * 2f64.powi(-24) + f64::from(f32::MIN_POSITIVE));
+        }
+        // However they are found, float32 distances are the same, and in tree order so are the rows of all types.
+        let pairs = |found: &RangeResult| {
+            let mut pairs: Vec<(i64, u64)> =
+                found.rows.iter().copied().zip(narrowed(found).into_iter().map(f64::to_bits)).collect();
+            found.offsets.windows(2).for_each(|ends| pairs[ends[0] as usize..ends[1] as usize].sort_unstable());
+            pairs
+        };
+        prop_assert_eq!(pairs(&sorted), pairs(&unsorted));
+        for distances in [DistanceType::Float64, DistanceType::None] {
+            let other = tree.search(&caps, SearchOptions { distances, ..SearchOptions::default() }, &two).unwrap();
+            prop_assert_eq!((&other.offsets, &other.rows), (&unsorted.offsets, &unsorted.rows));
+            prop_assert_eq!(other.distances == Distances::None, distances == DistanceType::None);
+        }
+        let some = tree.search(&caps, SearchOptions { sort: true, limit: Some(3), ..SearchOptions::default() }, &one).unwrap();
         prop_assert_eq!(some.rows, want.iter().flat_map(|w| w.iter().take(3)).map(|f| f.1).collect::<Vec<_>>());
 
         let nearest = tree.nearest(&centers, 4, &two).unwrap();

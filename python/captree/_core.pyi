@@ -44,8 +44,9 @@ class Tree:
         bounds: NDArray[np.float64],
         sort: bool = False,
         limit: int | None = None,
+        distances: str | None = "float64",
         threads: int | None = None,
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]: ...
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64] | NDArray[np.float32] | None]: ...
     def nearest(
         self, queries: NDArray[np.float32], k: int, threads: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...

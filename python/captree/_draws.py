@@ -119,7 +119,7 @@ class RowDrawer:
                 return int(rng.choice(free))
             if rows.size < _FEW:
                 return -1  # these were all rows of the cap
-        free = self._free(self.tree.search(cap, threads=self.threads).rows, sources)
+        free = self._free(self.tree.search(cap, distances=None, threads=self.threads).rows, sources)
         return int(rng.choice(free)) if free.size else -1
 
     def _free(self, rows: NDArray[np.int64], sources: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -177,7 +177,7 @@ class RowDrawer:
             if not left.size:
                 return rows, empty
         for places in self._groups(caps, left):
-            listed = self.tree.search(caps[places], threads=self.threads)
+            listed = self.tree.search(caps[places], distances=None, threads=self.threads)
             for i, (inside, _) in zip(places.tolist(), listed, strict=True):
                 weights = self._weights[inside]
                 if self._exclude:

@@ -68,10 +68,10 @@ def fanout(value: Any) -> int:
     return integer("fanout", value, LIMITS["fanout_least"], LIMITS["fanout"])
 
 
-def one_of(name: str, value: Any, names: tuple[str, ...]) -> str:
-    """`value`, which is one of `names`."""
+def one_of(name: str, value: Any, names: tuple[str, ...], *others: str) -> str:
+    """`value`, which is one of `names`; a message mentions what else the caller would take."""
     if not isinstance(value, str) or value not in names:
-        wanted = " or ".join(f'"{known}"' for known in names)
+        wanted = " or ".join([*(f'"{known}"' for known in names), *others])
         raise InvalidParameterError(f"expected {wanted}, got {_brief(value)}", parameter=name)
     return value
 

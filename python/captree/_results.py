@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,37 +35,41 @@ class EstimateResult(NamedTuple):
     """int64 (q,), upper end of the interval."""
 
 
-class RangeResult:
+Distances = TypeVar("Distances", covariant=True)
+"""What a result holds beside rows: an array of float64 or float32, or None."""
+
+
+class RangeResult(Generic[Distances]):
     """The rows inside each cap of a batch, one after the other (CSR form).
 
     Rows of cap ``i`` are ``rows[offsets[i]:offsets[i + 1]]``, their cosine distances the same part of ``distances``.
-    ``len(result)`` is the number of caps; ``result[i]`` and iteration give ``(rows, distances)`` per cap; a slice
-    gives a RangeResult of those caps. The arrays are read-only.
+    ``len(result)`` is the number of caps; ``result[i]`` and iteration give ``(rows, distances)`` per cap (without
+    distances ``(rows, None)``); a slice gives a RangeResult of those caps. The arrays are read-only.
 
     Attributes:
         offsets: int64 (q + 1,).
         rows: int64 (total,).
-        distances: float64 (total,), the real-number value of ``1 - <center, row>`` rounded once to float64.
+        distances: float64 (total,), the real-number value of ``1 - <center, row>`` rounded once to float64; float32
+            and rounded to that, or None, if the search was asked for these.
     """
 
     __slots__ = ("distances", "offsets", "rows")
 
     offsets: NDArray[np.int64]
     rows: NDArray[np.int64]
-    distances: NDArray[np.float64]
+    distances: Distances
 
     def __init__(self, offsets: Any, rows: Any, distances: Any) -> None:
-        arrays = (
-            _read_only(offsets, np.int64),
-            _read_only(rows, np.int64),
-            _read_only(distances, np.float64),
-        )
-        ends, found, far = arrays
+        ends, found = _read_only(offsets, np.int64), _read_only(rows, np.int64)
+        far = None
+        if distances is not None:
+            is_short = getattr(distances, "dtype", None) == np.float32
+            far = _read_only(distances, np.float32 if is_short else np.float64)
         if ends.size == 0 or ends[0] != 0 or ends[-1] != found.size or bool(np.any(np.diff(ends) < 0)):
             raise InvalidParameterError(f"expected an increasing sequence from 0 to {found.size}", parameter="offsets")
-        if found.size != far.size:
+        if far is not None and found.size != far.size:
             raise InvalidParameterError(f"expected as many distances as rows ({found.size}), got {far.size}")
-        for name, array in zip(("offsets", "rows", "distances"), arrays, strict=True):
+        for name, array in (("offsets", ends), ("rows", found), ("distances", far)):
             object.__setattr__(self, name, array)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -83,27 +87,32 @@ class RangeResult:
         return self.offsets.size - 1
 
     @overload
-    def __getitem__(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
+    def __getitem__(self, index: int) -> tuple[NDArray[np.int64], Distances]: ...
     @overload
-    def __getitem__(self, index: slice) -> RangeResult: ...
-    def __getitem__(self, index: int | slice) -> tuple[NDArray[np.int64], NDArray[np.float64]] | RangeResult:
+    def __getitem__(self, index: slice) -> RangeResult[Distances]: ...
+    def __getitem__(self, index: int | slice) -> tuple[NDArray[np.int64], Distances] | RangeResult[Distances]:
+        distances: Any = self.distances
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step == 1:
                 ends = self.offsets[start : max(start, stop) + 1]
                 part = slice(ends[0], ends[-1])
-                return RangeResult(ends - ends[0], self.rows[part], self.distances[part])
+                return RangeResult(ends - ends[0], self.rows[part], None if distances is None else distances[part])
             parts = [self[i] for i in range(start, stop, step)]
             ends = np.cumsum([0, *(rows.size for rows, _ in parts)])
             rows = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in parts)])
-            return RangeResult(ends, rows, np.concatenate([np.empty(0), *(far for _, far in parts)]))
+            if distances is not None:
+                each: list[Any] = [far for _, far in parts]
+                distances = np.concatenate([np.empty(0, distances.dtype), *each])
+            return RangeResult(ends, rows, distances)
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise RowIndexError(f"cap {index} of a result of {len(self)} caps")
         part = slice(self.offsets[place], self.offsets[place + 1])
-        return self.rows[part], self.distances[part]
+        far: Any = None if distances is None else distances[part]
+        return self.rows[part], far
 
-    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], Distances]]:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
@@ -113,14 +122,13 @@ class RangeResult:
         return RangeResult, (self.offsets, self.rows, self.distances)
 
     def to_arrow(self) -> pa.Table:
-        """A pyarrow Table with one line per cap: ``rows`` large_list<int64>, ``distances`` large_list<double>."""
+        """A pyarrow Table with one line per cap: ``rows`` large_list<int64>, ``distances`` large_list<double or float>.
+
+        Without distances it has no such column.
+        """
         pa = require_pyarrow("RangeResult.to_arrow")
-        return pa.table(
-            {
-                "rows": pa.LargeListArray.from_arrays(self.offsets, self.rows),
-                "distances": pa.LargeListArray.from_arrays(self.offsets, self.distances),
-            }
-        )
+        columns = {"rows": self.rows} if self.distances is None else {"rows": self.rows, "distances": self.distances}
+        return pa.table({name: pa.LargeListArray.from_arrays(self.offsets, part) for name, part in columns.items()})
 
 
 def _read_only(values: Any, dtype: type) -> NDArray[Any]:

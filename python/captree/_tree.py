@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,28 +203,69 @@ class Tree:
         caps = as_caps(caps, self.dim)
         return self._core.count(caps.centers, caps.max_cos_distance, _params.threads(threads))
 
+    @overload
     def search(
-        self, caps: CapsLike, sort: bool = False, limit: int | None = None, threads: int | None = None
-    ) -> RangeResult:
+        self,
+        caps: CapsLike,
+        sort: bool = False,
+        limit: int | None = None,
+        distances: Literal["float64"] = "float64",
+        threads: int | None = None,
+    ) -> RangeResult[NDArray[np.float64]]: ...
+    @overload
+    def search(
+        self,
+        caps: CapsLike,
+        sort: bool = False,
+        limit: int | None = None,
+        *,
+        distances: Literal["float32"],
+        threads: int | None = None,
+    ) -> RangeResult[NDArray[np.float32]]: ...
+    @overload
+    def search(
+        self,
+        caps: CapsLike,
+        sort: bool = False,
+        limit: int | None = None,
+        *,
+        distances: None,
+        threads: int | None = None,
+    ) -> RangeResult[None]: ...
+    def search(
+        self,
+        caps: CapsLike,
+        sort: bool = False,
+        limit: int | None = None,
+        distances: Literal["float64", "float32"] | None = "float64",
+        threads: int | None = None,
+    ) -> RangeResult[Any]:
         """Which rows lie inside each cap, and how far they are, exactly.
 
         Args:
             caps: the caps.
-            sort: order the rows of each cap by distance, then row; otherwise the order is fixed but means nothing.
+            sort: order the rows of each cap by float64 distance, then row; otherwise the order is fixed but means
+                nothing.
             limit: at most this many rows per cap: the nearest ones with `sort`, any rows inside without it.
+            distances: ``"float64"``, ``"float32"``, or None for rows alone. In caps of many rows float64 distances
+                cost more than finding the rows, float32 ones a part of that, and none nothing; with `sort` all cost
+                the same.
             threads: at most this many.
 
         Returns:
-            Offsets, rows and distances; each distance is the real-number value rounded once to float64. It can be
+            Offsets, rows and distances; each distance is the real-number value rounded once to its type. It can be
             slightly negative, and as a bound it can miss its row: see :class:`Caps` for what to do.
 
         Raises:
             InvalidCapsError: caps of another dimension, or bad ones in a tuple.
+            InvalidParameterError: limit or distances outside their domain.
         """
         caps = as_caps(caps, self.dim)
         limit = None if limit is None else _params.integer("limit", limit, 0)
-        core = self._core
-        found = core.search(caps.centers, caps.max_cos_distance, bool(sort), limit, _params.threads(threads))
+        if distances is not None:
+            _params.one_of("distances", distances, ("float64", "float32"), "None")
+        threads = _params.threads(threads)
+        found = self._core.search(caps.centers, caps.max_cos_distance, bool(sort), limit, distances, threads)
         return RangeResult(*found)
 
     def sample(

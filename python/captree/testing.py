@@ -103,7 +103,7 @@ def clip_like(
     return out
 
 
-def oracle(vectors: NDArray[Any], caps: CapsLike) -> RangeResult:
+def oracle(vectors: NDArray[Any], caps: CapsLike) -> RangeResult[NDArray[np.float64]]:
     """The exact brute force: the rows of each cap and their distances, as real-number arithmetic gives them.
 
     Products of two float32 are exact in float64 and ``math.fsum`` rounds their sum once, so the sign of

@@ -125,7 +125,7 @@ impl<'a> Target<'a> {
         let bounds: Vec<f64> = [0.05, 0.6, 1.1, 2.0].into_iter().cycle().take(centers.len() / d).collect();
         let caps = Caps::new(d, &centers, &bounds).map_err(|e| e.to_string())?;
         let counts = tree.count(&caps, call);
-        let found = tree.search(&caps, SearchOptions { sort: true, limit: None }, call);
+        let found = tree.search(&caps, SearchOptions { sort: true, ..SearchOptions::default() }, call);
         let draws = [true, false].map(|replace| tree.sample(&caps, SampleOptions::new(3, replace, 1), call));
         let near = tree.nearest(&centers, 3.min(tree.kept()).max(1), call);
         let skipped = tree.skipped();

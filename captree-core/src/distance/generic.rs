@@ -18,6 +18,12 @@ pub(crate) trait Simd {
     /// `a * b + c`, fused or not.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn sum(v: Self::V) -> f32;
+    /// As many float64.
+    type W: Copy;
+    unsafe fn wide_zero() -> Self::W;
+    /// `a * b + c` in float64, fused or not, with `LANES` readable numbers at `b`.
+    unsafe fn wide_mul_add(a: Self::V, b: *const f64, c: Self::W) -> Self::W;
+    unsafe fn wide_sum(v: Self::W) -> f64;
 }
 
 /// Dot products of `R` rows with `C` centers, all of length `d`, kept in registers until the end.
@@ -162,6 +168,54 @@ pub(crate) fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let s = a + b;
     let z = s - a;
     (s, (a - (s - z)) + (b - z))
+}
+
+/// Float64 dot products of `R` rows with a center.
+///
+/// # Safety
+/// As for [`block`].
+#[inline(always)]
+unsafe fn wide_block<S: Simd, E: Element, const R: usize>(rows: &[&[E]], center: &[f64], out: *mut f64) {
+    // SAFETY: `i` stays below the length of rows and center, and `r` below R.
+    unsafe {
+        let mut acc = [S::wide_zero(); R];
+        let whole = center.len() - center.len() % S::LANES;
+        for i in (0..whole).step_by(S::LANES) {
+            for r in 0..R {
+                let x = E::load::<S>(rows.get_unchecked(r).as_ptr().add(i));
+                acc[r] = S::wide_mul_add(x, center.as_ptr().add(i), acc[r]);
+            }
+        }
+        for r in 0..R {
+            let mut tail = [0.0f64; MIN_LANES];
+            for (t, (x, q)) in rows.get_unchecked(r)[whole..].iter().zip(&center[whole..]).enumerate() {
+                tail[t % MIN_LANES] += f64::from(x.to_f32()) * q;
+            }
+            *out.add(r) = S::wide_sum(acc[r]) + tail.iter().sum::<f64>();
+        }
+    }
+}
+
+/// Float64 dot products of rows with a center, four at a time.
+///
+/// # Safety
+/// As for [`Simd`]; every row has as many elements as the center, and `out` as many as there are rows.
+#[inline(always)]
+pub(super) unsafe fn wide<S: Simd, E: Element>(rows: &[&[E]], center: &[f64], out: &mut [f64]) {
+    let mut r = 0;
+    while r < rows.len() {
+        // SAFETY: so many rows and places are left.
+        r += unsafe {
+            let (rows, out) = (rows.get_unchecked(r..), out.as_mut_ptr().add(r));
+            if rows.len() >= 4 {
+                wide_block::<S, E, 4>(rows, center, out);
+                4
+            } else {
+                wide_block::<S, E, 1>(rows, center, out);
+                1
+            }
+        };
+    }
 }
 
 /// Compensated dot product; the lanes vectorize under the caller's target features.

@@ -36,11 +36,13 @@ pub const NORM_PRODUCT_MAX: f64 = 1.1;
 /// have `rows.len() * centers.len()` elements.
 pub(crate) type TileKernel<E> = unsafe fn(rows: &[&[E]], centers: &[&[f32]], out: &mut [f32]);
 
-/// The loops for rows of one type: all rows with all centers, and row by row with a center each.
+/// The loops for rows of one type: all rows with all centers, row by row with a center each, and in float64 with one
+/// center.
 #[derive(Clone, Copy)]
 pub(crate) struct Loops<E> {
     tile: TileKernel<E>,
     pairs: TileKernel<E>,
+    wide: unsafe fn(rows: &[&[E]], center: &[f64], out: &mut [f64]),
 }
 
 /// The kernels of one instruction set. Holding one proves that the CPU has it: only [`Kernels::available`] makes them.
@@ -112,6 +114,26 @@ impl Kernels {
         // SAFETY: `self` exists only where the CPU has the instruction set; the lengths are equal.
         unsafe { (self.pair)(a, b) }
     }
+
+    /// `out[r]` = float64 dot product of `rows[r]` and a center of float32 numbers, within [`wide_error`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub(crate) fn wide<E: Element>(&self, rows: &[&[E]], center: &[f64], out: &mut [f64]) {
+        assert!(rows.iter().all(|r| r.len() == center.len()) && out.len() == rows.len());
+        // SAFETY: `self` exists only where the CPU has the instruction set; the lengths were checked above.
+        unsafe { (E::loops(self).wide)(rows, center, out) }
+    }
+}
+
+/// Bound on |float64 dot product - real dot product| of [`Kernels::wide`] over vectors of `d` dims.
+///
+/// As [`f32_error`], with u = 2^-53. Products of numbers that float32 holds are exact, so only sums round.
+pub(crate) fn wide_error(d: usize) -> f64 {
+    let m = (d.div_ceil(generic::MIN_LANES) + generic::MIN_LANES + 7) as f64;
+    let mu = m * f64::EPSILON / 2.0;
+    mu / (1.0 - mu) * NORM_PRODUCT_MAX
 }
 
 /// Bound on |float32 dot product - real dot product| for any kernel, over vectors of `d` dims.
@@ -189,6 +211,14 @@ mod tests {
                     prop_assert!((f64::from(*got) - want).abs() <= f32_error(d), "{} {got} {want}", kernels.name());
                     let (hi, lo) = kernels.dot_pair(&centers[i / 6], &row);
                     prop_assert_eq!(hi + lo, want);
+                    let center: Vec<f64> = centers[i / 6].iter().map(|x| f64::from(*x)).collect();
+                    // Five rows, so that all ways to take some of them together come up.
+                    let (mut wide, mut single) = ([0.0; 5], [0.0; 5]);
+                    kernels.wide(&[rows16[i % 6]; 5], &center, &mut wide);
+                    kernels.wide(&[&row[..]; 5], &center, &mut single);
+                    prop_assert_eq!(wide, single);
+                    let error = wide_error(d) + f64::EPSILON / 2.0;
+                    prop_assert!(wide.iter().all(|x| (x - want).abs() <= error), "{}", kernels.name());
                 }
             }
         }
@@ -201,6 +231,10 @@ mod tests {
             let mut out = [0.0];
             kernels.dots(&[&v[..]], &[&v[..]], &mut out);
             assert!((f64::from(out[0]) - exact::dot(&v, &v)).abs() <= f32_error(4096), "{}", kernels.name());
+            let center: Vec<f64> = v.iter().map(|x| f64::from(*x)).collect();
+            let mut wide = [0.0];
+            kernels.wide(&[&v[..]], &center, &mut wide);
+            assert!((wide[0] - exact::dot(&v, &v)).abs() <= wide_error(4096));
         }
     }
 }

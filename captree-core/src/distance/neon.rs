@@ -57,6 +57,33 @@ impl Simd for Neon {
         // SAFETY: the caller has NEON.
         unsafe { vaddvq_f32(vaddq_f32(v[0], v[1])) }
     }
+
+    type W = [float64x2_t; 4];
+
+    #[inline(always)]
+    unsafe fn wide_zero() -> Self::W {
+        // SAFETY: the caller has NEON.
+        unsafe { [vdupq_n_f64(0.0); 4] }
+    }
+
+    #[inline(always)]
+    unsafe fn wide_mul_add(a: Self::V, b: *const f64, c: Self::W) -> Self::W {
+        // SAFETY: the caller has NEON and 8 readable numbers; the loads need no more alignment than those.
+        unsafe {
+            [
+                vfmaq_f64(c[0], vcvt_f64_f32(vget_low_f32(a[0])), vld1q_f64(b)),
+                vfmaq_f64(c[1], vcvt_high_f64_f32(a[0]), vld1q_f64(b.add(2))),
+                vfmaq_f64(c[2], vcvt_f64_f32(vget_low_f32(a[1])), vld1q_f64(b.add(4))),
+                vfmaq_f64(c[3], vcvt_high_f64_f32(a[1]), vld1q_f64(b.add(6))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn wide_sum(v: Self::W) -> f64 {
+        // SAFETY: the caller has NEON.
+        unsafe { vaddvq_f64(vaddq_f64(vaddq_f64(v[0], v[1]), vaddq_f64(v[2], v[3]))) }
+    }
 }
 
 unsafe fn tile_f16(rows: &[&[f16]], centers: &[&[f32]], out: &mut [f32]) {
@@ -79,9 +106,19 @@ unsafe fn pairs_f32(rows: &[&[f32]], centers: &[&[f32]], out: &mut [f32]) {
     unsafe { generic::pairs::<Neon, f32>(rows, centers, out) }
 }
 
+unsafe fn wide_f16(rows: &[&[f16]], center: &[f64], out: &mut [f64]) {
+    // SAFETY: the caller keeps the contract of Kernels::wide; every processor of this architecture has NEON.
+    unsafe { generic::wide::<Neon, f16>(rows, center, out) }
+}
+
+unsafe fn wide_f32(rows: &[&[f32]], center: &[f64], out: &mut [f64]) {
+    // SAFETY: as above.
+    unsafe { generic::wide::<Neon, f32>(rows, center, out) }
+}
+
 pub(super) const KERNELS: Kernels = Kernels {
     name: "neon",
-    f16: Loops { tile: tile_f16, pairs: pairs_f16 },
-    f32: Loops { tile: tile_f32, pairs: pairs_f32 },
+    f16: Loops { tile: tile_f16, pairs: pairs_f16, wide: wide_f16 },
+    f32: Loops { tile: tile_f32, pairs: pairs_f32, wide: wide_f32 },
     pair: generic::pair,
 };

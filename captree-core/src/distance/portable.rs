@@ -37,6 +37,24 @@ impl Simd for Portable {
     unsafe fn sum(v: Self::V) -> f32 {
         v.iter().sum()
     }
+
+    type W = [f64; MIN_LANES];
+
+    #[inline(always)]
+    unsafe fn wide_zero() -> Self::W {
+        [0.0; MIN_LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn wide_mul_add(a: Self::V, b: *const f64, c: Self::W) -> Self::W {
+        // SAFETY: the caller promises LANES readable numbers.
+        std::array::from_fn(|i| f64::from(a[i]) * unsafe { *b.add(i) } + c[i])
+    }
+
+    #[inline(always)]
+    unsafe fn wide_sum(v: Self::W) -> f64 {
+        v.iter().sum()
+    }
 }
 
 unsafe fn tile_f16(rows: &[&[f16]], centers: &[&[f32]], out: &mut [f32]) {
@@ -59,9 +77,19 @@ unsafe fn pairs_f32(rows: &[&[f32]], centers: &[&[f32]], out: &mut [f32]) {
     unsafe { generic::pairs::<Portable, f32>(rows, centers, out) }
 }
 
+unsafe fn wide_f16(rows: &[&[f16]], center: &[f64], out: &mut [f64]) {
+    // SAFETY: the caller keeps the contract of Kernels::wide; no CPU feature is needed.
+    unsafe { generic::wide::<Portable, f16>(rows, center, out) }
+}
+
+unsafe fn wide_f32(rows: &[&[f32]], center: &[f64], out: &mut [f64]) {
+    // SAFETY: as above.
+    unsafe { generic::wide::<Portable, f32>(rows, center, out) }
+}
+
 pub(super) const KERNELS: Kernels = Kernels {
     name: "portable",
-    f16: Loops { tile: tile_f16, pairs: pairs_f16 },
-    f32: Loops { tile: tile_f32, pairs: pairs_f32 },
+    f16: Loops { tile: tile_f16, pairs: pairs_f16, wide: wide_f16 },
+    f32: Loops { tile: tile_f32, pairs: pairs_f32, wide: wide_f32 },
     pair: generic::pair,
 };

@@ -42,6 +42,30 @@ impl Simd for Avx512 {
         // SAFETY: the caller has AVX-512F.
         unsafe { _mm512_reduce_add_ps(v) }
     }
+
+    type W = [__m512d; 2];
+
+    #[inline(always)]
+    unsafe fn wide_zero() -> Self::W {
+        // SAFETY: the caller has AVX-512F.
+        unsafe { [_mm512_setzero_pd(); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn wide_mul_add(a: Self::V, b: *const f64, c: Self::W) -> Self::W {
+        // SAFETY: the caller has AVX-512F and 16 readable numbers; the loads need no alignment.
+        unsafe {
+            let low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+            let high = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(a))));
+            [_mm512_fmadd_pd(low, _mm512_loadu_pd(b), c[0]), _mm512_fmadd_pd(high, _mm512_loadu_pd(b.add(8)), c[1])]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn wide_sum(v: Self::W) -> f64 {
+        // SAFETY: the caller has AVX-512F.
+        unsafe { _mm512_reduce_add_pd(_mm512_add_pd(v[0], v[1])) }
+    }
 }
 
 struct Avx2;
@@ -83,6 +107,34 @@ impl Simd for Avx2 {
             _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)))
         }
     }
+
+    type W = [__m256d; 2];
+
+    #[inline(always)]
+    unsafe fn wide_zero() -> Self::W {
+        // SAFETY: the caller has AVX2.
+        unsafe { [_mm256_setzero_pd(); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn wide_mul_add(a: Self::V, b: *const f64, c: Self::W) -> Self::W {
+        // SAFETY: the caller has AVX2, FMA and 8 readable numbers; the loads need no alignment.
+        unsafe {
+            let low = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+            let high = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(a));
+            [_mm256_fmadd_pd(low, _mm256_loadu_pd(b), c[0]), _mm256_fmadd_pd(high, _mm256_loadu_pd(b.add(4)), c[1])]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn wide_sum(v: Self::W) -> f64 {
+        // SAFETY: the caller has AVX2.
+        unsafe {
+            let four = _mm256_add_pd(v[0], v[1]);
+            let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
+            _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+    }
 }
 
 macro_rules! instantiate {
@@ -104,11 +156,16 @@ macro_rules! instantiate {
             pub(super) unsafe fn pair(a: &[f32], b: &[f32]) -> (f64, f64) {
                 generic::pair(a, b)
             }
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn wide<E: Element>(rows: &[&[E]], center: &[f64], out: &mut [f64]) {
+                // SAFETY: the caller keeps the contract of Kernels::wide and has the features.
+                unsafe { generic::wide::<$simd, E>(rows, center, out) }
+            }
         }
         const $kernels: Kernels = Kernels {
             name: $name,
-            f16: Loops { tile: $module::tile::<f16>, pairs: $module::pairs::<f16> },
-            f32: Loops { tile: $module::tile::<f32>, pairs: $module::pairs::<f32> },
+            f16: Loops { tile: $module::tile::<f16>, pairs: $module::pairs::<f16>, wide: $module::wide::<f16> },
+            f32: Loops { tile: $module::tile::<f32>, pairs: $module::pairs::<f32>, wide: $module::wide::<f32> },
             pair: $module::pair,
         };
     };

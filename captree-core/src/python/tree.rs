@@ -16,7 +16,7 @@ use crate::caps::Caps;
 use crate::control::Call;
 use crate::element::Storage;
 use crate::error::{Error, Result};
-use crate::query::SearchOptions;
+use crate::query::{DistanceType, Distances, SearchOptions};
 use crate::sample::SampleOptions;
 
 /// A tree of spherical caps.
@@ -146,7 +146,7 @@ impl Tree {
         Ok((counts.into_pyarray(py), decided))
     }
 
-    #[pyo3(signature = (centers, bounds, sort = false, limit = None, threads = None))]
+    #[pyo3(signature = (centers, bounds, sort = false, limit = None, distances = Some("float64"), threads = None))]
     #[allow(clippy::too_many_arguments, clippy::type_complexity)]
     fn search<'py>(
         &self,
@@ -155,11 +155,26 @@ impl Tree {
         bounds: Bounds<'py>,
         sort: bool,
         limit: Option<usize>,
+        distances: Option<&str>,
         threads: Option<usize>,
-    ) -> PyResult<(Column<'py, i64>, Column<'py, i64>, Column<'py, f64>)> {
-        let options = SearchOptions { sort, limit };
+    ) -> PyResult<(Column<'py, i64>, Column<'py, i64>, Option<Bound<'py, PyAny>>)> {
+        let distances = match distances {
+            Some("float64") => DistanceType::Float64,
+            Some("float32") => DistanceType::Float32,
+            None => DistanceType::None,
+            Some(other) => {
+                let wanted = "\"float64\", \"float32\" or None";
+                return Err(to_py(py, &Error::parameter("distances", wanted, other)));
+            }
+        };
+        let options = SearchOptions { sort, limit, distances };
         let found = self.query(py, &centers, &bounds, threads, |tree, caps, call| tree.search(caps, options, call))?;
-        Ok((found.offsets.into_pyarray(py), found.rows.into_pyarray(py), found.distances.into_pyarray(py)))
+        let distances = match found.distances {
+            Distances::Float64(distances) => Some(distances.into_pyarray(py).into_any()),
+            Distances::Float32(distances) => Some(distances.into_pyarray(py).into_any()),
+            Distances::None => None,
+        };
+        Ok((found.offsets.into_pyarray(py), found.rows.into_pyarray(py), distances))
     }
 
     #[pyo3(signature = (queries, k, threads = None))]

@@ -1,11 +1,13 @@
 //! Queries: what each does with the rows that a scan finds inside caps ([`crate::scan`]).
 
 mod count;
+mod distances;
 mod estimate;
 mod mass;
 mod nearest;
 mod search;
 
+pub use distances::{DistanceType, Distances};
 pub use estimate::Estimate;
 pub use nearest::Nearest;
 pub use search::{RangeResult, SearchOptions};

@@ -216,7 +216,7 @@ class _Story:
         """Total variation from uniform, beside the floor that chance sets."""
         calls, k = (40, 500) if self.quick else (200, 1000)
         cap = captree.Caps(self.data.query(PHRASE), 0.6)
-        rows = np.sort(self.tree.search(cap).rows)
+        rows = np.sort(self.tree.search(cap, distances=None).rows)
         total = calls * k
         self.heading("4. Is the draw fair?")
         self.say(
