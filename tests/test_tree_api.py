@@ -122,6 +122,20 @@ def test_count_and_search_shapes(tree, caps):
     assert tree.count((caps.centers[0], 0.5)).shape == (1,)
 
 
+def test_counts_stop_at_enough(tree, caps):
+    whole = tree.count(caps)
+    for least in (0, 1, 2, 100, 2999, 3000, 10**9):
+        for threads in (1, 2):
+            enough = tree.count(caps, at_least=least, threads=threads)
+            assert enough.dtype == np.int64
+            np.testing.assert_array_equal(enough, np.minimum(whole, least))
+    assert tree.count(caps[:0], at_least=3).shape == (0,)
+    with pytest.raises(errors.InvalidParameterError, match="at_least: expected"):
+        tree.count(caps, at_least=-1)
+    with pytest.raises(errors.InvalidTypeError, match="at_least: expected"):
+        tree.count(caps, at_least=1.5)
+
+
 def test_search_sort_and_limit(tree, caps):
     whole, ordered = tree.search(caps), tree.search(caps, sort=True)
     assert by_row(whole) == by_row(ordered)

@@ -68,6 +68,16 @@ class FaissFlat(Faiss):
         return self.faiss.IndexFlatIP(given.shape[1])
 
 
+class FaissPanorama(Faiss):
+    name = "faiss-panorama"
+    note = "IndexFlatIPPanorama on PCA coordinates, 8 levels: partial products with Cauchy-Schwarz bounds on the rest"
+
+    def make(self, given: Floats) -> Any:
+        dim = given.shape[1]
+        levels = next(levels for levels in (8, 4, 2, 1) if dim % levels == 0)
+        return self.faiss.IndexPreTransform(self.faiss.PCAMatrix(dim, dim), self.faiss.IndexFlatIPPanorama(dim, levels))
+
+
 class FaissIvfAll(Faiss):
     name = "faiss-ivf-all"
     note = "IndexIVFFlat, 4 sqrt(n) lists, all of them probed"

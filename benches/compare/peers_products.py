@@ -1,5 +1,6 @@
 """Brute force as good as it gets: matrix products in blocks that stay in cache, and a scan of shuffled rows."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,58 @@ class TorchInt8(Peer):
                 raise Unsupported(f"torch._int_mm: {error}") from error
             total += (whole * (scales[:, None] * self.scales[part]) >= least).sum(dim=1).numpy()
         return total
+
+
+class TorchBfloat16(Peer):
+    name = "torch-bfloat16"
+    module = "torch"
+    install = "torch"
+    note = "vectors, centers and products in bfloat16; approximate"
+
+    def setup(self) -> None:
+        import torch
+
+        self.torch = torch
+        torch.set_num_threads(self.threads)
+
+    def build(self, vectors: Path) -> None:
+        self.vectors = self.torch.from_numpy(load(vectors)).bfloat16()
+
+    def count(self, centers: Floats, bounds: Bounds) -> Rows:
+        torch = self.torch
+        asked, least = torch.from_numpy(centers).bfloat16(), torch.from_numpy((1.0 - bounds).astype(np.float32))
+        total = torch.zeros(len(centers), dtype=torch.int64)
+        for block in self.vectors.split(BLOCK):
+            total += ((asked @ block.T) >= least[:, None]).sum(dim=1)
+        return np.asarray(total.numpy())
+
+
+class NumKongInt8(NumpyPeer):
+    name = "numkong-int8"
+    module = "numkong"
+    install = "numkong threadpoolctl"
+    note = "one 8-bit scale per row, dots_packed with rows divided among threads; approximate"
+
+    def setup(self) -> None:
+        super().setup()
+        import numkong
+
+        self.numkong = numkong
+        self.pool = ThreadPoolExecutor(self.threads)
+
+    def build(self, vectors: Path) -> None:
+        self.codes, self.scales = quantized(load(vectors))
+
+    def count(self, centers: Floats, bounds: Bounds) -> Rows:
+        codes, scales = quantized(centers)
+        packed, least = self.numkong.dots_pack(codes), (1.0 - bounds).astype(np.float32) / scales
+
+        def count_block(start: int) -> Any:
+            part = slice(start, start + BLOCK)
+            whole = np.asarray(self.numkong.dots_packed(self.codes[part], packed))
+            return (whole * self.scales[part, None] >= least).sum(axis=0)
+
+        return np.asarray(sum(self.pool.map(count_block, range(0, len(self.codes), BLOCK))), dtype=np.int64)
 
 
 class PermutedScan(Peer):

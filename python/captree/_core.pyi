@@ -29,7 +29,11 @@ class Tree:
     @property
     def path(self) -> str | None: ...
     def count(
-        self, centers: NDArray[np.float32], bounds: NDArray[np.float64], threads: int | None = None
+        self,
+        centers: NDArray[np.float32],
+        bounds: NDArray[np.float64],
+        at_least: int | None = None,
+        threads: int | None = None,
     ) -> NDArray[np.int64]: ...
     def ablate(
         self,

@@ -194,14 +194,22 @@ class Tree:
         """int64, the rows below a node, by its place in :meth:`nodes`."""
         return self._core.node_rows(_params.integer("node", node, 0, 2**63 - 1))
 
-    def count(self, caps: CapsLike, threads: int | None = None) -> NDArray[np.int64]:
+    def count(self, caps: CapsLike, at_least: int | None = None, threads: int | None = None) -> NDArray[np.int64]:
         """How many rows lie inside each cap: int64 (q,), exact.
+
+        Args:
+            caps: the caps.
+            at_least: where it only matters whether a cap holds so many rows: the result is the smaller of the count and
+                this number, and caps that hold more are done after a part of the tree.
+            threads: at most this many.
 
         Raises:
             InvalidCapsError: caps of another dimension, or bad ones in a tuple.
+            InvalidParameterError: at_least or threads outside their domain.
         """
         caps = as_caps(caps, self.dim)
-        return self._core.count(caps.centers, caps.max_cos_distance, _params.threads(threads))
+        at_least = None if at_least is None else _params.integer("at_least", at_least, 0, _params.MACHINE_INTEGER)
+        return self._core.count(caps.centers, caps.max_cos_distance, at_least, _params.threads(threads))
 
     @overload
     def search(

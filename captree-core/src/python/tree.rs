@@ -114,15 +114,19 @@ impl Tree {
         self.0.path().map(|p| p.to_string_lossy().into_owned())
     }
 
-    #[pyo3(signature = (centers, bounds, threads = None))]
+    #[pyo3(signature = (centers, bounds, at_least = None, threads = None))]
     fn count<'py>(
         &self,
         py: Python<'py>,
         centers: Centers<'py>,
         bounds: Bounds<'py>,
+        at_least: Option<u64>,
         threads: Option<usize>,
     ) -> PyResult<Column<'py, i64>> {
-        let counts = self.query(py, &centers, &bounds, threads, |tree, caps, call| tree.count(caps, call))?;
+        let counts = self.query(py, &centers, &bounds, threads, |tree, caps, call| match at_least {
+            Some(least) => tree.count_at_least(caps, least, call),
+            None => tree.count(caps, call),
+        })?;
         Ok(counts.into_pyarray(py))
     }
 
