@@ -127,7 +127,8 @@ proptest! {
             prop_assert_eq!((&other.offsets, &other.rows), (&unsorted.offsets, &unsorted.rows));
             prop_assert_eq!(other.distances == Distances::None, distances == DistanceType::None);
         }
-        let some = tree.search(&caps, SearchOptions { sort: true, limit: Some(3), ..SearchOptions::default() }, &one).unwrap();
+        let nearest_three = SearchOptions { limit: Some(3), ..options };
+        let some = tree.search(&caps, nearest_three, &one).unwrap();
         prop_assert_eq!(some.rows, want.iter().flat_map(|w| w.iter().take(3)).map(|f| f.1).collect::<Vec<_>>());
 
         let nearest = tree.nearest(&centers, 4, &two).unwrap();

@@ -29,6 +29,13 @@ const STEP_TILES: usize = 32;
 /// loses.
 const CLIPPED: [f64; 6] = [0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3];
 
+/// A little room for rows that were not looked at.
+const ROOM: f64 = 1.05;
+
+/// More of it for the first level's columns. Their second code makes up for a coarse step, but not for clipping: one
+/// clipped coordinate can be most of what the fourth level's bound has to allow for.
+const FIRST_ROOM: f64 = 1.4;
+
 /// The sketches of all rows, in tree order.
 pub(crate) struct Sketch {
     pub basis: Basis,
@@ -183,13 +190,13 @@ pub(crate) fn steps<'a, E: Element>(basis: &Basis, at: &impl Fn(usize) -> Result
         let rows: Vec<&[E]> = (start..n.min(start + TILE)).map(at).collect::<Result<_>>()?;
         groups.push(split(basis, &rows, |_| 1.0));
     }
-    let step = |columns: std::ops::Range<usize>| {
+    let step = |columns: std::ops::Range<usize>, shares: &[f64], room: f64| {
         let each = groups.iter().flatten().flat_map(|s| &s.z[columns.clone()]);
         let mut sizes: Vec<f64> = each.map(|z| f64::from(*z).abs()).collect();
         sizes.sort_unstable_by(f64::total_cmp);
         let Some(last) = sizes.len().checked_sub(1) else { return 0.0 };
-        // A little room for rows that were not looked at.
-        let steps = CLIPPED.map(|share| up(sizes[last - (sizes.len() as f64 * share) as usize] * 1.05 / CODE_MAX));
+        let steps =
+            shares.iter().map(|share| up(sizes[last - (sizes.len() as f64 * share) as usize] * room / CODE_MAX));
         let lost = |step: f64, z: &[f32]| {
             let loss = |z: &f32| (f64::from(*z) - step * code_of(f64::from(*z), inverse(step))).powi(2);
             z.iter().map(loss).sum::<f64>()
@@ -201,14 +208,14 @@ pub(crate) fn steps<'a, E: Element>(basis: &Basis, at: &impl Fn(usize) -> Result
             };
             groups.iter().map(most).sum()
         };
-        steps.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(0.0)
+        steps.min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(0.0)
     };
     let Widths { first, second, third, all } = basis.widths;
     Ok(Steps {
-        first: step(0..first),
-        second: step(first..second),
-        third: step(second..third),
-        fourth: step(third..all),
+        first: step(0..first, &CLIPPED[..1], FIRST_ROOM),
+        second: step(first..second, &CLIPPED, ROOM),
+        third: step(second..third, &CLIPPED, ROOM),
+        fourth: step(third..all, &CLIPPED, ROOM),
     })
 }
 
