@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from helpers import all_rows, by_row, random_units, unit
 
 import captree
 from captree import Caps, errors
+from captree.testing import oracle
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,35 @@ def test_counts_stop_at_enough(tree, caps):
         tree.count(caps, at_least=-1)
     with pytest.raises(errors.InvalidTypeError, match="at_least: expected"):
         tree.count(caps, at_least=1.5)
+
+
+def test_histograms_count_between_bounds(tree):
+    centers = np.concatenate([captree.training_caps(tree, 30, seed=5).centers, all_rows(tree)[:3]])
+    truth = oracle(all_rows(tree), Caps(centers, 2.0))
+    # Edges at distances of rows, and next to them: a row at an edge belongs to the column that ends there.
+    at = np.sort(truth[0][1])[[10, 100, 1000]]
+    for edges in (np.linspace(0, 2, 21), [0.3, 0.300001], np.unique([0, *at, *np.nextafter(at, 0), 2]), [0, 2]):
+        found = tree.histogram(centers, edges)
+        assert (found.dtype, found.shape) == (np.int64, (33, len(edges) - 1))
+        counts = np.stack([tree.count(Caps(centers, edge)) for edge in edges], axis=1)
+        np.testing.assert_array_equal(found, np.diff(counts, axis=1))
+        for line, (_, far) in zip(found, truth, strict=True):
+            inner = [np.count_nonzero((far > low) & (far <= high)) for low, high in itertools.pairwise(edges)]
+            # Distances are rounded, and three of these edges are distances.
+            assert np.abs(line - inner).sum() <= 6
+    one = tree.histogram(centers[0], [0, 1, 2])
+    np.testing.assert_array_equal(one, tree.histogram(centers, [0, 1, 2])[:1])
+    assert tree.histogram([], [0, 1]).shape == (0, 1)
+    # More edges than are counted at once.
+    many = tree.histogram(centers[:3], np.linspace(0, 2, 5001))
+    np.testing.assert_array_equal(many.sum(axis=1), tree.histogram(centers[:3], [0, 2])[:, 0])
+    for bad in ([0.5], [], 0.5, [0.5, 0.5], [1, 0], [-0.1, 1], [0, 2.1], [0, np.nan], [[0, 1]]):
+        with pytest.raises(errors.InvalidParameterError, match="edges: expected at least two increasing numbers"):
+            tree.histogram(centers, bad)
+    with pytest.raises(errors.InvalidTypeError, match="edges: expected real numbers"):
+        tree.histogram(centers, ["a", "b"])
+    with pytest.raises(errors.InvalidVectorsError, match="centers: expected dim 48"):
+        tree.histogram(np.eye(3), [0, 1])
 
 
 def test_search_sort_and_limit(tree, caps):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from captree import _arrays, _inputs, _params
 from captree import _core as native
 from captree._arrow import require_pyarrow
+from captree._caps import Caps, as_caps, fixed_size_list, unit_rows
 from captree._caps import CapsLike as CapsLike
-from captree._caps import as_caps, fixed_size_list, unit_rows
 from captree._paths import absolute
 from captree._progress import Progress, reporting, stepping
 from captree._results import EstimateResult, NearestResult, RangeResult
@@ -21,6 +21,9 @@ from captree.errors import InvalidParameterError, InvalidTypeError, InvalidVecto
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_HISTOGRAM_CAPS = 4096
+"""Caps that a histogram counts at once."""
 
 
 def build(
@@ -373,11 +376,7 @@ class Tree:
         Raises:
             InvalidVectorsError: queries of another dimension, or not unit.
         """
-        array = unit_rows(queries, "queries")
-        if array.shape == (0, 0):
-            array = array.reshape(0, self.dim)
-        if array.shape[1] != self.dim:
-            raise InvalidVectorsError(f"expected dim {self.dim}, got {array.shape[1]}", parameter="queries")
+        array = self._unit_rows(queries, "queries")
         k = _params.integer("k", k, 1, _params.MACHINE_INTEGER)
         real = min(k, self._core.kept)
         rows, far = self._core.nearest(array, real, _params.threads(threads))
@@ -385,6 +384,39 @@ class Tree:
             rows = np.pad(rows, ((0, 0), (0, k - real)), constant_values=-1)
             far = np.pad(far, ((0, 0), (0, k - real)), constant_values=np.inf)
         return NearestResult(rows, far)
+
+    def histogram(self, centers: Any, edges: Any, threads: int | None = None) -> NDArray[np.int64]:
+        """How many rows lie between bounds around each center: int64 (q, len(edges) - 1), exact.
+
+        Column ``j`` counts the rows farther away than ``edges[j]`` and not farther than ``edges[j + 1]``: the
+        differences between counts of caps, which hold the rows at their bound. Rows that lie exactly at the first edge,
+        or closer, are in no column.
+
+        Args:
+            centers: (q, d) unit vectors, or one (d,), of the kinds and within the tolerances of :class:`Caps`.
+            edges: at least two numbers in [0, 2], each larger than the one before.
+            threads: at most this many.
+
+        Raises:
+            InvalidVectorsError: centers of another dimension, or not unit.
+            InvalidParameterError: edges outside [0, 2], too few, or not increasing.
+            InvalidTypeError: edges that are no numbers.
+        """
+        array = self._unit_rows(centers, "centers")
+        bounds = _arrays.on_host(edges)
+        if bounds.dtype.kind not in "fiu" and bounds.size:
+            raise InvalidTypeError(f"expected real numbers, got {bounds.dtype.name}", parameter="edges")
+        bounds = bounds.astype(np.float64)
+        is_right = bounds.ndim == 1 and bounds.size >= 2 and bool((np.diff(bounds) > 0).all())
+        if not is_right or not 0.0 <= bounds[0] <= bounds[-1] <= 2.0:
+            raise InvalidParameterError(
+                f"expected at least two increasing numbers in [0, 2], got {edges!r:.200}", parameter="edges"
+            )
+        counts = np.empty(len(array) * bounds.size, np.int64)
+        for start in range(0, counts.size, _HISTOGRAM_CAPS):
+            place, edge = np.divmod(np.arange(start, min(start + _HISTOGRAM_CAPS, counts.size)), bounds.size)
+            counts[start : start + place.size] = self.count(Caps._wrap(array[place], bounds[edge]), threads=threads)
+        return np.diff(counts.reshape(len(array), bounds.size), axis=1)
 
     def radius_for_mass(self, centers: Any, mass: Any, threads: int | None = None) -> NDArray[np.float64]:
         """The bound whose cap holds a given share of the rows that were kept: float64 (q,), exact.
@@ -403,7 +435,7 @@ class Tree:
             InvalidParameterError: shares outside (0, 1], or not as many as centers.
             InvalidTypeError: shares that are no numbers.
         """
-        array = unit_rows(centers, "centers")
+        array = self._unit_rows(centers, "centers")
         shares = _arrays.on_host(mass)
         if shares.dtype.kind not in "fiu" and shares.size:
             raise InvalidTypeError(f"expected real numbers, got {shares.dtype.name}", parameter="mass")
@@ -416,10 +448,6 @@ class Tree:
             shares = np.full(len(array), float(shares))
         elif np.ndim(centers) == 1 and len(array) == 1:
             array = np.repeat(array, shares.size, axis=0)
-        if array.shape == (0, 0):
-            array = array.reshape(0, self.dim)
-        if array.shape[1] != self.dim:
-            raise InvalidVectorsError(f"expected dim {self.dim}, got {array.shape[1]}", parameter="centers")
         if shares.size != len(array):
             raise InvalidParameterError(
                 f"expected {len(array)} shares, one per center, or one, got {shares.size}", parameter="mass"
@@ -427,6 +455,15 @@ class Tree:
         kept = self._core.kept
         counts = np.clip(np.ceil(shares * kept), 1, kept).astype(np.int64)
         return self._core.radius_for_count(array, counts, _params.threads(threads))
+
+    def _unit_rows(self, value: Any, what: str) -> NDArray[np.float32]:
+        """Unit vectors of the tree's dimension; `what` names the parameter."""
+        array = unit_rows(value, what)
+        if array.shape == (0, 0):
+            array = array.reshape(0, self.dim)
+        if array.shape[1] != self.dim:
+            raise InvalidVectorsError(f"expected dim {self.dim}, got {array.shape[1]}", parameter=what)
+        return array
 
     def take(self, rows: Any) -> NDArray[Any]:
         """The kept vectors of `rows` (integers of any shape s): float16 or float32, shape s + (dim,).

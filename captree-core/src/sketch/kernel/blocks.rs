@@ -204,7 +204,7 @@ pub(super) unsafe fn second<L: BlockLanes>(
     values: &mut [[f32; TILE]],
 ) {
     let (bounds, nothing) = (Bounds::of(second.terms), [0; ROWS]);
-    // SAFETY: there are as many masks, decisions and values as queries; places were checked against the sums.
+    // SAFETY: there are as many masks, decisions and values as queries, and at least as many sums.
     unsafe {
         for (i, query) in rows.queries.iter().enumerate() {
             let test = second.query_terms.get_unchecked(*query as usize).test(bounds);

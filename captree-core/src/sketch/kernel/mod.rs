@@ -352,7 +352,7 @@ pub(crate) struct OpenRows<'a> {
     pub queries: &'a [u32],
     /// Of each, these rows.
     pub masks: &'a [u64],
-    /// Of each, where the first level's sums are.
+    /// Of each, where the first level's sums are, if no matrix unit gave them.
     pub places: &'a [usize],
     pub sums: &'a [[i32; TILE]],
 }
@@ -535,7 +535,8 @@ impl IntKernels {
     }
 
     /// `out[i]` decides by the second level, which takes the sums of the matrix unit's first one, for query `i` of
-    /// those with open rows in a tile, these rows. `values[i]` gets the estimates of their dot products.
+    /// those with open rows in a tile, these rows; `rows.sums[i]` are its sums. `values[i]` gets the estimates of their
+    /// dot products.
     ///
     /// # Panics
     /// If there is no matrix unit, or lengths do not fit.
@@ -548,8 +549,7 @@ impl IntKernels {
     ) {
         let count = rows.queries.len();
         second.check(rows.queries);
-        assert!(out.len() == count && values.len() == count && rows.masks.len() == count && rows.places.len() == count);
-        assert!(rows.places.iter().all(|p| *p < rows.sums.len()));
+        assert!(out.len() == count && values.len() == count && rows.masks.len() == count && rows.sums.len() >= count);
         let unit = self.blocks.expect("a matrix unit");
         // SAFETY: `self` exists only where the CPU has the unit; the lengths were checked above.
         unsafe { (unit.second)(second, rows, out, values) }
