@@ -319,11 +319,12 @@ from captree.testing import clip_like
 tree = captree.build(clip_like(6000, 160, seed=1), leaf_size=100)
 caps = captree.training_caps(tree, 400, seed=2)
 np.savez(sys.argv[1], kernels=tree.stats()["kernels"], count=tree.count(caps), once=tree.sample(caps, 5, seed=3),
-         distinct=tree.sample(caps, 5, replace=False, seed=3), near=tree.nearest(caps.centers[:50], 4).rows)
+         distinct=tree.sample(caps, 5, replace=False, seed=3), near=tree.nearest(caps.centers[:50], 4).rows,
+         rows=tree.search(caps[:50], distances=None).rows, far=tree.search(caps[:50], distances="float32").distances)
 """
 
 
-def test_draws_are_the_same_with_every_instruction_set(tmp_path):
+def test_answers_are_the_same_with_every_instruction_set(tmp_path):
     found = {}
     for name in ("", "portable", "avx2", "avx512", "amx", "neon"):
         command = [sys.executable, "-c", KERNELS, str(tmp_path / f"{name}.npz")]
@@ -341,5 +342,5 @@ def test_draws_are_the_same_with_every_instruction_set(tmp_path):
     if platform.machine() in ("x86_64", "AMD64"):
         assert str(found[""]["kernels"]) != "portable, portable"
     for answers in found.values():
-        for part in ("count", "once", "distinct", "near"):
+        for part in ("count", "once", "distinct", "near", "rows", "far"):
             np.testing.assert_array_equal(answers[part], found["portable"][part])
