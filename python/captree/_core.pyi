@@ -48,7 +48,7 @@ class Tree:
         bounds: NDArray[np.float64],
         sort: bool = False,
         limit: int | None = None,
-        distances: str | None = "float64",
+        distances: str | None = None,
         threads: int | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64] | NDArray[np.float32] | None]: ...
     def nearest(

@@ -150,7 +150,7 @@ impl Tree {
         Ok((counts.into_pyarray(py), decided))
     }
 
-    #[pyo3(signature = (centers, bounds, sort = false, limit = None, distances = Some("float64"), threads = None))]
+    #[pyo3(signature = (centers, bounds, sort = false, limit = None, distances = None, threads = None))]
     #[allow(clippy::too_many_arguments, clippy::type_complexity)]
     fn search<'py>(
         &self,
