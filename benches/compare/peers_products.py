@@ -91,11 +91,11 @@ class NumpyInt8(NumpyPeer):
         return total
 
 
-class TorchProduct(Peer):
-    name = "torch"
+class Torch(Peer):
+    """Counts by products of the type that a peer keeps its vectors in."""
+
     module = "torch"
     install = "torch"
-    note = "float32 product in blocks, compare, sum; on the CPU"
 
     def setup(self) -> None:
         import torch
@@ -109,10 +109,16 @@ class TorchProduct(Peer):
     def count(self, centers: Floats, bounds: Bounds) -> Rows:
         torch = self.torch
         asked, least = torch.from_numpy(centers), torch.from_numpy((1.0 - bounds).astype(np.float32))
+        asked = asked.to(self.vectors.dtype)
         total = torch.zeros(len(centers), dtype=torch.int64)
         for block in self.vectors.split(BLOCK):
             total += ((asked @ block.T) >= least[:, None]).sum(dim=1)
         return np.asarray(total.numpy())
+
+
+class TorchProduct(Torch):
+    name = "torch"
+    note = "float32 product in blocks, compare, sum; on the CPU"
 
     def search(self, centers: Floats, bounds: Bounds) -> list[Rows]:
         torch = self.torch
@@ -139,17 +145,9 @@ class TorchProduct(Peer):
         return np.asarray(rows.gather(1, values.topk(k, dim=1).indices).numpy())
 
 
-class TorchInt8(Peer):
+class TorchInt8(Torch):
     name = "torch-int8"
-    module = "torch"
-    install = "torch"
     note = "one 8-bit scale per row, torch._int_mm; approximate"
-
-    def setup(self) -> None:
-        import torch
-
-        self.torch = torch
-        torch.set_num_threads(self.threads)
 
     def build(self, vectors: Path) -> None:
         self.codes: Any
@@ -169,28 +167,13 @@ class TorchInt8(Peer):
         return total
 
 
-class TorchBfloat16(Peer):
+class TorchBfloat16(Torch):
     name = "torch-bfloat16"
-    module = "torch"
-    install = "torch"
     note = "vectors, centers and products in bfloat16; approximate"
 
-    def setup(self) -> None:
-        import torch
-
-        self.torch = torch
-        torch.set_num_threads(self.threads)
-
     def build(self, vectors: Path) -> None:
-        self.vectors = self.torch.from_numpy(load(vectors)).bfloat16()
-
-    def count(self, centers: Floats, bounds: Bounds) -> Rows:
-        torch = self.torch
-        asked, least = torch.from_numpy(centers).bfloat16(), torch.from_numpy((1.0 - bounds).astype(np.float32))
-        total = torch.zeros(len(centers), dtype=torch.int64)
-        for block in self.vectors.split(BLOCK):
-            total += ((asked @ block.T) >= least[:, None]).sum(dim=1)
-        return np.asarray(total.numpy())
+        super().build(vectors)
+        self.vectors = self.vectors.bfloat16()
 
 
 class NumKongInt8(NumpyPeer):

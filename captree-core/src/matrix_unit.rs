@@ -5,7 +5,6 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod linux {
-    use std::arch::asm;
     use std::arch::x86_64::__cpuid_count;
     use std::sync::OnceLock;
 
@@ -13,10 +12,9 @@ mod linux {
     const TILES: u32 = 1 << 24;
     const BYTES: u32 = 1 << 25;
 
-    /// Numbers of the system call, of its request, and of the registers' state.
-    const ARCH_PRCTL: i64 = 158;
-    const REQUEST_PERMISSION: i64 = 0x1023;
-    const TILE_DATA: i64 = 18;
+    /// Numbers of the request, and of the registers' state.
+    const REQUEST_PERMISSION: libc::c_long = 0x1023;
+    const TILE_DATA: libc::c_long = 18;
 
     pub(crate) fn is_available() -> bool {
         static AVAILABLE: OnceLock<bool> = OnceLock::new();
@@ -27,21 +25,9 @@ mod linux {
     }
 
     fn request() -> bool {
-        let answer: i64;
-        // SAFETY: a system call that changes nothing but which registers the process may use; the kernel overwrites rcx
-        // and r11. Kernels that do not know the request refuse it.
-        unsafe {
-            asm!(
-                "syscall",
-                inlateout("rax") ARCH_PRCTL => answer,
-                in("rdi") REQUEST_PERMISSION,
-                in("rsi") TILE_DATA,
-                lateout("rcx") _,
-                lateout("r11") _,
-                options(nostack),
-            );
-        }
-        answer == 0
+        // SAFETY: changes nothing but which registers the process may use. Kernels that do not know the request refuse
+        // it.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
     }
 }
 

@@ -8,7 +8,7 @@
 //! | 1 nodes | [`nodes`] | centers of large subtrees | a dot product for thousands of rows |
 //! | 2 tiles | [`tiles`] | codes of the means of 64 neighbors | what a first and a second level cost, for 64 rows |
 //! | 3 first level | [`first`] | 16 to 96 bytes of a row's code | as many integer products, an integer test |
-//! | | | with a matrix unit up to 192 bytes | a quarter of the time of so many products |
+//! | | | with a matrix unit up to 192 bytes | as many integer products, 64 times 32 rows and caps at once |
 //! | 4 second level | [`second`] | up to 192 bytes with the first's | as many integer products, a float32 test |
 //! | 5 third, 6 fourth level | [`wide`] | up to 384 columns, then all | as many integer products, a float32 test |
 //! | 5 and 6 at once | [`full`] | all columns, on processors with a matrix unit | for all rows of a tile at once |

@@ -204,13 +204,11 @@ pub(super) fn encode(
     let least = LEAST_SCALE.max(factors[0].max(factors[1].abs()) / MOST);
     let most = |columns: Range<usize>| columns.map(|k| (a[k] * steps[k]).abs()).fold(0.0, f64::max) / 127.0;
     let (of_leading, of_others) = (most(0..leading), most(leading..end));
-    let unit = up(of_others.max(of_leading / f64::from(1 << MOST_SHIFT)).max(least));
-    let shift = if unit_split.is_some() {
-        (0..MOST_SHIFT).find(|shift| f64::from(unit) * f64::from(1 << shift) >= of_leading).unwrap_or(MOST_SHIFT)
-    } else {
-        0
-    };
-    let unit = if unit_split.is_some() { unit } else { up(of_leading.max(least)) };
+    // A single sum has a single unit.
+    let most_shift = if unit_split.is_some() { MOST_SHIFT } else { 0 };
+    let unit = up(of_others.max(of_leading / f64::from(1 << most_shift)).max(least));
+    let reaches = |shift: &u32| f64::from(unit) * f64::from(1 << shift) >= of_leading;
+    let shift = (0..most_shift).find(reaches).unwrap_or(most_shift);
     let leading_unit = unit * (1 << shift) as f32;
     let (scale, leading_scale) = (f64::from(unit), f64::from(leading_unit));
     let (leading_codes, other_codes) = codes.split_at_mut(leading);
