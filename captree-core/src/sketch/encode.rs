@@ -32,8 +32,8 @@ const CLIPPED: [f64; 6] = [0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3];
 /// A little room for rows that were not looked at.
 const ROOM: f64 = 1.05;
 
-/// More of it for the first level's columns. Their second code makes up for a coarse step, but not for clipping: one
-/// clipped coordinate can be most of what the fourth level's bound has to allow for.
+/// More of it for the first level's columns, if all of them are refined. Their second code makes up for a coarse step,
+/// but not for clipping: one clipped coordinate can be most of what the fourth level's bound has to allow for.
 const FIRST_ROOM: f64 = 1.4;
 
 /// The sketches of all rows, in tree order.
@@ -212,7 +212,11 @@ pub(crate) fn steps<'a, E: Element>(basis: &Basis, at: &impl Fn(usize) -> Result
     };
     let Widths { first, second, third, all } = basis.widths;
     Ok(Steps {
-        first: step(0..first, &CLIPPED[..1], FIRST_ROOM),
+        first: if first <= REFINED {
+            step(0..first, &CLIPPED[..1], FIRST_ROOM)
+        } else {
+            step(0..first, &CLIPPED, ROOM)
+        },
         second: step(first..second, &CLIPPED, ROOM),
         third: step(second..third, &CLIPPED, ROOM),
         fourth: step(third..all, &CLIPPED, ROOM),
