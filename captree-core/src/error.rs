@@ -87,6 +87,14 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// Another process is changing the tree.
+    #[error("the tree at {} is being changed by {holder}; one writer at a time", path.display())]
+    Locked {
+        /// The tree's path.
+        path: PathBuf,
+        /// What the other one says of itself.
+        holder: String,
+    },
     /// The memory limit does not allow this build.
     #[error("expected a memory limit of at least {needed} bytes for {rows} rows of dim {dim}, got {limit}")]
     MemoryLimit {

@@ -1,5 +1,6 @@
 //! Validated unit rows, float16 or float32, in memory or mapped; and the norms every bound relies on.
 
+use std::any::Any;
 use std::ops::Range;
 
 use half::f16;
@@ -45,6 +46,15 @@ impl Vectors {
     /// Whether there are no coordinates.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The array, if its elements are of this type.
+    pub(crate) fn array<E: Element>(&self) -> Option<&Array<E>> {
+        let array: &dyn Any = match self {
+            Vectors::F16(array) => array,
+            Vectors::F32(array) => array,
+        };
+        array.downcast_ref()
     }
 
     /// Writes row `row` of `out.len()` dims as float32, exactly.

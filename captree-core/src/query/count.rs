@@ -77,12 +77,14 @@ impl Tree {
         if least == 0 {
             return Ok(vec![0; caps.len()]);
         }
-        call.phase("count", Scan::units(self, caps.len()));
+        call.phase("count", self.scan_units(caps.len()));
         let all: Vec<usize> = (0..caps.len()).collect();
         let counts: Vec<AtomicI64> = all.iter().map(|_| AtomicI64::new(0)).collect();
         for batch in all.chunks(BATCH) {
             let sink = |block: &[usize]| AtLeast { block: block.to_vec(), counts: &counts, least };
-            call.run(|| Scan::new(self, caps, batch, call)?.run(sink, |caps| call.add(caps)))?;
+            for segment in self.segments() {
+                call.run(|| Scan::new(segment, caps, batch, call)?.run(sink, |caps| call.add(caps)))?;
+            }
         }
         Ok(counts.into_iter().map(|count| count.into_inner().min(least)).collect())
     }
@@ -98,18 +100,28 @@ impl Tree {
 
     fn count_by(&self, caps: &Caps<'_>, observer: impl Observer, call: &Call) -> Result<Vec<i64>> {
         self.check_dim(caps)?;
-        call.phase("count", Scan::units(self, caps.len()));
+        call.phase("count", self.scan_units(caps.len()));
         let all: Vec<usize> = (0..caps.len()).collect();
-        let mut counts = Vec::with_capacity(caps.len());
-        for batch in all.chunks(BATCH) {
-            let blocks = call.run(|| {
-                let scan = Scan::observed(self, caps, batch, call, observer)?;
-                scan.run(|block| Counts(vec![0; block.len()]), |caps| call.add(caps))
-            })?;
-            for (size, parts) in blocks {
-                counts.extend((0..size).map(|i| parts.iter().map(|p| p.0[i]).sum::<i64>()));
+        let mut counts = vec![0; caps.len()];
+        for (batch, counts) in all.chunks(BATCH).zip(counts.chunks_mut(BATCH)) {
+            for segment in self.segments() {
+                let blocks = call.run(|| {
+                    let scan = Scan::observed(segment, caps, batch, call, observer)?;
+                    scan.run(|block| Counts(vec![0; block.len()]), |caps| call.add(caps))
+                })?;
+                let mut counts = counts.iter_mut();
+                for (size, parts) in blocks {
+                    for (i, count) in counts.by_ref().take(size).enumerate() {
+                        *count += parts.iter().map(|p| p.0[i]).sum::<i64>();
+                    }
+                }
             }
         }
         Ok(counts)
+    }
+
+    /// What `done` of the segments' scans adds up to for so many caps.
+    pub(super) fn scan_units(&self, caps: usize) -> u64 {
+        self.segments().iter().map(|segment| Scan::units(segment, caps)).sum()
     }
 }

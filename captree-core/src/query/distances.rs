@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::exact;
 use crate::scan::positions_of;
 use crate::store::Array;
-use crate::tree::Tree;
+use crate::tree::Segment;
 use crate::vectors::with_elements;
 
 /// What a search reports beside rows. Float32 distances cost a fraction of float64 ones, rows alone next to nothing.
@@ -57,7 +57,7 @@ pub(super) trait Measure {
     /// The next rows are for this center.
     fn start(&mut self, center: &[f32]);
     /// Adds the distances of rows from that center: of those that `bits` names among the rows from a tree position on.
-    fn extend(&mut self, tree: &Tree, center: &[f32], bits: Bits, out: &mut Vec<Self::Distance>) -> Result<()>;
+    fn extend(&mut self, segment: &Segment, center: &[f32], bits: Bits, out: &mut Vec<Self::Distance>) -> Result<()>;
 }
 
 /// Bit `b` of `mask` stands for tree position `start + b`.
@@ -101,9 +101,9 @@ impl Measure for Exact {
         self.row.resize(center.len(), 0.0);
     }
 
-    fn extend(&mut self, tree: &Tree, center: &[f32], bits: Bits, out: &mut Vec<f64>) -> Result<()> {
+    fn extend(&mut self, segment: &Segment, center: &[f32], bits: Bits, out: &mut Vec<f64>) -> Result<()> {
         for position in bits.positions() {
-            tree.vectors.widen(position, &mut self.row)?;
+            segment.vectors.widen(position, &mut self.row)?;
             out.push(exact::distance(Kernels::get(), center, &self.row));
         }
         Ok(())
@@ -155,8 +155,8 @@ impl Measure for Rounded {
         self.center.extend(center.iter().map(|x| f64::from(*x)));
     }
 
-    fn extend(&mut self, tree: &Tree, center: &[f32], bits: Bits, out: &mut Vec<f32>) -> Result<()> {
-        with_elements!(&tree.vectors, array => self.extend_with(array, center, bits, out))
+    fn extend(&mut self, segment: &Segment, center: &[f32], bits: Bits, out: &mut Vec<f32>) -> Result<()> {
+        with_elements!(&segment.vectors, array => self.extend_with(array, center, bits, out))
     }
 }
 
@@ -168,7 +168,7 @@ impl Measure for Omitted {
 
     fn start(&mut self, _: &[f32]) {}
 
-    fn extend(&mut self, _: &Tree, _: &[f32], bits: Bits, out: &mut Vec<()>) -> Result<()> {
+    fn extend(&mut self, _: &Segment, _: &[f32], bits: Bits, out: &mut Vec<()>) -> Result<()> {
         out.resize(out.len() + bits.mask.count_ones() as usize, ());
         Ok(())
     }

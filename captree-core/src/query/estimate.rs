@@ -8,7 +8,8 @@ use crate::control::Call;
 use crate::error::{Error, Result};
 use crate::rng::{Key, Purpose};
 use crate::scan::hits;
-use crate::tree::Tree;
+use crate::tree::{Tree, with_segments};
+use crate::vectors::row;
 
 /// Estimated numbers of rows inside caps.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +24,9 @@ pub struct Estimate {
 
 /// Caps that one task tests against the sample.
 const BLOCK: usize = 256;
+
+/// A row that can be found takes as many tries as there are rows for each of these; many times more are no chance.
+const MOST_TRIES: usize = 100;
 
 impl Tree {
     /// Estimates counts from `samples` rows drawn with replacement and shared by the batch.
@@ -44,7 +48,7 @@ impl Tree {
         if !(confidence > 0.0 && confidence < 1.0) {
             return Err(Error::parameter("confidence", "a number between 0 and 1", confidence));
         }
-        if self.kept() <= samples {
+        if self.alive() <= samples {
             let counts = self.count(caps, call)?;
             return Ok(Estimate {
                 counts: counts.iter().map(|c| *c as f64).collect(),
@@ -54,29 +58,39 @@ impl Tree {
         }
         self.check_dim(caps)?;
         let mut stream = Key::new(Purpose::Estimate, seed, &[]).stream(0);
-        let positions: Vec<usize> = (0..samples).map(|_| stream.below(self.kept() as u64) as usize).collect();
+        // By number, so that the sample does not depend on where rows stand.
+        let mut places = Vec::with_capacity(samples);
+        let mut tries = MOST_TRIES * samples * (self.len() / self.alive() + 1);
+        while places.len() < samples {
+            tries -= 1;
+            if tries == 0 {
+                return Err(self.corrupt(format!("expected {} rows with vectors, found fewer", self.alive())));
+            }
+            let row = stream.below(self.len() as u64) as usize;
+            if let Some(i) = self.segment_of(row)
+                && let Some(position) = self.segments()[i].position(row)?
+            {
+                places.push((i, position));
+            }
+        }
         let blocks: Vec<Vec<usize>> =
             (0..caps.len()).collect::<Vec<_>>().chunks(BLOCK).map(<[usize]>::to_vec).collect();
         call.phase("estimate", blocks.len() as u64);
-        let hits: Vec<u64> = call
-            .run(|| {
-                blocks
-                    .par_iter()
-                    .map(|block| {
-                        call.check()?;
-                        let mut counts = vec![0u64; block.len()];
-                        hits(self, caps, block, &positions, |cap, _, mask| {
-                            counts[cap] += u64::from(mask.count_ones())
-                        })?;
-                        call.add(1);
-                        Ok(counts)
-                    })
-                    .collect::<Result<Vec<_>>>()
-            })?
-            .into_iter()
-            .flatten()
-            .collect();
-        let n = self.kept() as f64;
+        let hits = call.run(|| {
+            with_segments!(self, typed => {
+                let sampled = |(i, position): &(usize, usize)| row(typed[*i].array, *position, self.dim());
+                let rows = places.iter().map(sampled).collect::<Result<Vec<_>>>()?;
+                let of_block = |block: &Vec<usize>| {
+                    call.check()?;
+                    let mut counts = vec![0u64; block.len()];
+                    hits(&rows, caps, block, |cap, _, mask| counts[cap] += u64::from(mask.count_ones()));
+                    call.add(1);
+                    Ok(counts)
+                };
+                Ok(blocks.par_iter().map(of_block).collect::<Result<Vec<_>>>()?.concat())
+            })
+        })?;
+        let n = self.alive() as f64;
         let (m, tail) = (samples as f64, (1.0 - confidence) / 2.0);
         let mut result = Estimate { counts: Vec::new(), low: Vec::new(), high: Vec::new() };
         for hit in hits {

@@ -25,8 +25,8 @@ use crate::memory::filled;
 use crate::scan::{Levels, bits_of, positions_of, tiles};
 use crate::sketch::{Decision, QueryCodes};
 use crate::store::Array;
-use crate::tree::Tree;
-use crate::vectors::{row, with_elements};
+use crate::tree::{Dead, Segment, Tree, Typed, with_segments};
+use crate::vectors::row;
 
 /// Centers that share the rows they load, at most.
 const BLOCK: usize = 64;
@@ -56,21 +56,29 @@ struct Band {
 struct BandRows {
     /// Rows surely above the band.
     above: usize,
-    /// Float32 dot products and tree positions of the rows not surely outside the band.
+    /// Float32 dot products of the rows not surely outside the band, and where these stand in all segments.
     kept: Vec<(f32, u32)>,
     /// Whether there were more of them than could be kept.
     crowded: bool,
 }
 
+/// A segment, its vectors, and how many stored rows stand in the segments before it.
+struct Source<'a, E: Element> {
+    segment: &'a Segment,
+    dead: &'a Dead,
+    array: &'a Array<E>,
+    before: usize,
+}
+
 struct Search<'a, E: Element> {
     tree: &'a Tree,
-    array: &'a Array<E>,
+    sources: &'a [Source<'a, E>],
     caps: &'a Caps<'a>,
     counts: &'a [usize],
     control: &'a Control,
     error: f64,
-    /// Tree positions of the sample.
-    sample: &'a [usize],
+    /// The sample: places of segments, and tree positions there.
+    sample: &'a [(usize, usize)],
     /// Rows that are kept for a center in each part of a scan, at most.
     limit: usize,
 }
@@ -84,25 +92,36 @@ impl Tree {
     /// for a count that is not between 1 and the number of rows, what reading a tree on disk gives, and
     /// [`Error::Interrupted`].
     pub fn radius_for_count(&self, centers: &[f32], counts: &[usize], call: &Call) -> Result<Vec<f64>> {
-        if let Some((i, k)) = counts.iter().enumerate().find(|(_, k)| **k == 0 || **k > self.kept()) {
-            let expected = format!("numbers between 1 and {}", self.kept());
+        if let Some((i, k)) = counts.iter().enumerate().find(|(_, k)| **k == 0 || **k > self.alive()) {
+            let expected = format!("numbers between 1 and {}", self.alive());
             return Err(Error::parameter("counts", expected, format!("{k} for center {i}")));
         }
         let bounds = vec![2.0; counts.len()];
         let caps = Caps::new(self.dim, centers, &bounds)?;
         call.phase("radius", counts.len() as u64);
-        let size = (self.kept() / SAMPLE_STEP).max(LEAST_SAMPLE).min(self.kept());
-        let sample: Vec<usize> = (0..size).map(|i| (i as u128 * self.kept() as u128 / size as u128) as usize).collect();
+        let stored: usize = self.segments().iter().map(|segment| segment.kept()).sum();
+        let size = (stored / SAMPLE_STEP).max(LEAST_SAMPLE).min(stored);
         // A band is at most about this many rows wide, and a slack of as many again costs little.
-        let width = 2 * self.kept() / size * Band::margin(size / 2, size, 1.0) + TILE * TILE;
+        let width = 2 * stored / size.max(1) * Band::margin(size / 2, size, 1.0) + TILE * TILE;
         let fits = KEPT_BYTES / call.threads() / (width * size_of::<(f32, u32)>());
         let block = counts.len().div_ceil(call.threads()).clamp(1, BLOCK.min(fits.max(1)));
         let all: Vec<usize> = (0..counts.len()).collect();
         let blocks: Vec<Vec<f64>> = call.run(|| {
-            with_elements!(&self.vectors, array => {
+            with_segments!(self, typed => {
+                let mut sources: Vec<Source<'_, _>> = Vec::with_capacity(typed.len());
+                let mut before = 0;
+                for Typed { segment, array } in typed {
+                    sources.push(Source { segment, dead: segment.dead()?, array, before });
+                    before += segment.kept();
+                }
+                let spread = (0..size).map(|i| (i as u128 * stored as u128 / size as u128) as usize);
+                let sample: Vec<(usize, usize)> = spread
+                    .map(|place| place_among(&sources, place))
+                    .filter(|(source, position)| !sources[*source].dead.contains(*position))
+                    .collect();
                 let search = Search {
                     tree: self,
-                    array,
+                    sources: &sources,
                     caps: &caps,
                     counts,
                     control: call,
@@ -117,6 +136,12 @@ impl Tree {
     }
 }
 
+/// The segment that holds a place among all stored rows, and the tree position there.
+fn place_among<E: Element>(sources: &[Source<'_, E>], place: usize) -> (usize, usize) {
+    let source = sources.partition_point(|source| source.before <= place).saturating_sub(1);
+    (source, place - sources[source].before)
+}
+
 impl Band {
     /// Places in the sorted sample that the wanted one is likely within: three standard deviations of its
     /// hypergeometric law and a few, times `factor`. Rows spread over the tree, whose neighbors are alike, vary less
@@ -129,6 +154,9 @@ impl Band {
     /// About the `k`-th largest of `n` dot products, by those of the sample in descending order.
     fn around(sorted: &[f32], k: usize, n: usize, error: f64, factor: f64) -> Band {
         let size = sorted.len();
+        if size == 0 {
+            return Band { low: -BEYOND, high: BEYOND };
+        }
         let place = (k as u128 * size as u128 / n as u128) as usize;
         let margin = Band::margin(place, size, factor);
         // Four errors beyond a sampled value: a row of the same value is told from the band's ends.
@@ -142,17 +170,20 @@ impl<E: Element> Search<'_, E> {
     /// The bounds of some centers.
     fn block(&self, block: &[usize]) -> Result<Vec<f64>> {
         let samples = self.samples(block)?;
-        let mut queries = QueryCodes::new(&self.tree.sketch, self.caps, &twice(block));
+        let sketches = self.sources.iter().map(|source| &source.segment.sketch);
+        let mut queries: Vec<_> = sketches.map(|sketch| QueryCodes::new(sketch, self.caps, &twice(block))).collect();
         let mut bounds = vec![f64::NAN; block.len()];
         let mut left: Vec<u32> = (0..block.len() as u32).collect();
         let mut factor = 1.0;
         while !left.is_empty() {
             let mut bands = vec![Band { low: -BEYOND, high: BEYOND }; block.len()];
             for j in left.iter().map(|j| *j as usize) {
-                let (k, n) = (self.counts[block[j]], self.tree.kept());
+                let (k, n) = (self.counts[block[j]], self.tree.alive());
                 bands[j] = Band::around(&samples[j], k, n, self.error, factor);
-                queries.set_threshold(2 * j, bands[j].low);
-                queries.set_threshold(2 * j + 1, bands[j].high);
+                for queries in &mut queries {
+                    queries.set_threshold(2 * j, bands[j].low);
+                    queries.set_threshold(2 * j + 1, bands[j].high);
+                }
             }
             let found = self.scan(block, &left, &queries, &bands, self.limit)?;
             let mut missed = Vec::new();
@@ -189,7 +220,8 @@ impl<E: Element> Search<'_, E> {
                 let mut out: Vec<Vec<f32>> = vec![Vec::with_capacity(part.len()); block.len()];
                 let mut dots = Vec::new();
                 for tile in part.chunks(TILE) {
-                    let rows = tile.iter().map(|p| row(self.array, *p, self.tree.dim)).collect::<Result<Vec<_>>>()?;
+                    let sampled = |(s, p): &(usize, usize)| row(self.sources[*s].array, *p, self.tree.dim);
+                    let rows = tile.iter().map(sampled).collect::<Result<Vec<_>>>()?;
                     dots.resize(rows.len() * centers.len(), 0.0);
                     Kernels::get().dots(&rows, &centers, &mut dots);
                     out.iter_mut().zip(dots.chunks_exact(rows.len())).for_each(|(o, d)| o.extend_from_slice(d));
@@ -210,17 +242,22 @@ impl<E: Element> Search<'_, E> {
         &self,
         block: &[usize],
         active: &[u32],
-        queries: &QueryCodes<'_>,
+        queries: &[QueryCodes<'_>],
         bands: &[Band],
         limit: usize,
     ) -> Result<Vec<BandRows>> {
-        let tiles = self.tree.kept().div_ceil(TILE);
-        let groups: Vec<usize> = (0..tiles.div_ceil(TILE)).collect();
-        let parts = groups
-            .par_chunks(PART)
-            .map(|groups| {
-                let mut part = Part::new(self, block, active, queries, bands, limit);
-                groups.iter().try_for_each(|group| part.group(*group, &(0..tiles)))?;
+        let groups = |source: &Source<'_, E>| source.segment.kept().div_ceil(TILE).div_ceil(TILE);
+        let tasks: Vec<(usize, Range<usize>)> = (0..self.sources.len())
+            .flat_map(|s| {
+                let groups = groups(&self.sources[s]);
+                (0..groups).step_by(PART).map(move |first| (s, first..groups.min(first + PART)))
+            })
+            .collect();
+        let parts = tasks
+            .into_par_iter()
+            .map(|(s, groups)| {
+                let mut part = Part::new(self, &self.sources[s], block, active, &queries[s], bands, limit);
+                groups.into_iter().try_for_each(|group| part.group(group))?;
                 Ok(part.found)
             })
             .collect::<Result<Vec<_>>>()?;
@@ -270,7 +307,8 @@ impl<E: Element> Search<'_, E> {
             if i % (TILE * TILE) == 0 {
                 self.control.check()?;
             }
-            E::widen(row(self.array, position as usize, self.tree.dim)?, &mut wide);
+            let (source, position) = place_among(self.sources, position as usize);
+            E::widen(row(self.sources[source].array, position, self.tree.dim)?, &mut wide);
             *bound = least_bound(self.caps.center(center), &wide);
         }
         let place = (k - above - 1).checked_sub(surely).filter(|place| *place < bounds.len());
@@ -295,6 +333,7 @@ fn twice(block: &[usize]) -> Vec<usize> {
 /// The scan of some groups of tiles, with its buffers.
 struct Part<'a, E: Element> {
     search: &'a Search<'a, E>,
+    source: &'a Source<'a, E>,
     block: &'a [usize],
     active: &'a [u32],
     queries: &'a QueryCodes<'a>,
@@ -316,6 +355,7 @@ struct Part<'a, E: Element> {
 impl<'a, E: Element> Part<'a, E> {
     fn new(
         search: &'a Search<'a, E>,
+        source: &'a Source<'a, E>,
         block: &'a [usize],
         active: &'a [u32],
         queries: &'a QueryCodes<'a>,
@@ -324,6 +364,7 @@ impl<'a, E: Element> Part<'a, E> {
     ) -> Self {
         Part {
             search,
+            source,
             block,
             active,
             queries,
@@ -340,13 +381,17 @@ impl<'a, E: Element> Part<'a, E> {
         }
     }
 
-    fn group(&mut self, group: usize, tiles: &Range<usize>) -> Result<()> {
+    fn group(&mut self, group: usize) -> Result<()> {
         self.search.control.check()?;
-        let valid = bits_of(group * TILE, tiles);
+        let (kept, dead) = (self.source.segment.kept(), self.source.dead);
+        let valid = bits_of(group * TILE, &(0..kept.div_ceil(TILE)));
         tiles::decide(self.queries, group, &self.numbers, (), &mut self.decisions)?;
         for (i, ends) in self.decisions.chunks_exact(2).enumerate() {
             let above = ends[1].inside & valid;
-            let whole = |t: usize| self.search.tree.kept().min((t + 1) * TILE) - t * TILE;
+            let whole = |t: usize| {
+                let rows = t * TILE..kept.min((t + 1) * TILE);
+                rows.len() - dead.count_in(&rows)
+            };
             self.found[i].above += positions_of(group * TILE, above).map(whole).sum::<usize>();
             let open = (ends[0].inside | ends[0].unsure) & valid & !above;
             positions_of(0, open).for_each(|t| self.open[t].push(i));
@@ -363,9 +408,9 @@ impl<'a, E: Element> Part<'a, E> {
     }
 
     fn tile(&mut self, tile: usize, open: &[usize]) -> Result<()> {
-        let search = self.search;
+        let (search, source) = (self.search, self.source);
         let start = tile * TILE;
-        let valid = bits_of(start, &(0..search.tree.kept()));
+        let valid = bits_of(start, &(0..source.segment.kept())) & !source.dead.mask(start);
         self.ends.clear();
         self.ends.extend(open.iter().flat_map(|i| [2 * self.active[*i], 2 * self.active[*i] + 1]));
         self.answers.resize(self.ends.len(), Decision::default());
@@ -375,8 +420,8 @@ impl<'a, E: Element> Part<'a, E> {
             let above = ends[1].inside & valid;
             found.above += above.count_ones() as usize;
             let left = (ends[0].inside | ends[0].unsure) & valid & !above;
-            let rows =
-                positions_of(start, left).map(|p| row(search.array, p, search.tree.dim)).collect::<Result<Vec<_>>>()?;
+            let at = |position| row(source.array, position, search.tree.dim);
+            let rows = positions_of(start, left).map(at).collect::<Result<Vec<_>>>()?;
             self.dots.resize(rows.len(), 0.0);
             Kernels::get().dots(&rows, &[search.caps.center(self.block[place])], &mut self.dots);
             let band = self.bands[place];
@@ -386,7 +431,7 @@ impl<'a, E: Element> Part<'a, E> {
                 if value > high {
                     found.above += 1;
                 } else if value >= low && !found.crowded {
-                    found.kept.push((*dot, position as u32));
+                    found.kept.push((*dot, (source.before + position) as u32));
                 }
             }
             if found.kept.len() > self.limit {

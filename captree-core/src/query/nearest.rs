@@ -15,8 +15,8 @@ use crate::memory::filled;
 use crate::scan::{Levels, bits_of, positions_of, tiles};
 use crate::sketch::{Decision, QueryCodes};
 use crate::store::Array;
-use crate::tree::Tree;
-use crate::vectors::{row, with_elements};
+use crate::tree::{Dead, Segment, Tree, Typed, with_segments};
+use crate::vectors::row;
 
 /// The nearest rows of each query, nearest first.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,8 +73,10 @@ impl Best {
     }
 }
 
+/// The search in one segment.
 struct Search<'a, E: Element> {
-    tree: &'a Tree,
+    segment: &'a Segment,
+    dead: &'a Dead,
     array: &'a Array<E>,
     centers: &'a [f32],
     control: &'a Control,
@@ -85,17 +87,17 @@ struct Search<'a, E: Element> {
 /// One query of a block.
 struct Query<'a> {
     vector: &'a [f32],
-    best: Best,
+    best: &'a mut Best,
     /// Tree positions that were looked at first.
     home: Range<usize>,
     /// A row in float32.
     row: Vec<f32>,
 }
 
-/// The queries of a block, with their codes and buffers.
-struct Block<'a, E: Element> {
+/// The queries of a block in one segment, with their codes and buffers.
+struct Block<'a, 'b, E: Element> {
     search: &'a Search<'a, E>,
-    queries: Vec<Query<'a>>,
+    queries: Vec<Query<'b>>,
     codes: QueryCodes<'a>,
     levels: Levels<()>,
     decisions: Vec<Decision>,
@@ -118,18 +120,18 @@ impl Tree {
         // Enough blocks for every thread, few enough that a block shares the codes it loads.
         let block = count.div_ceil(call.threads()).clamp(1, BLOCK);
         let all: Vec<usize> = (0..count).collect();
-        let (error, k_found) = (f32_error(self.dim), k.min(self.kept()));
-        let best: Vec<Vec<Entry>> = call
-            .run(|| {
-                with_elements!(&self.vectors, array => {
-                    let centers = self.centers()?;
-                    let search = Search { tree: self, array, centers, control: call, error, k: k_found };
-                    all.par_chunks(block).map(|q| search.block(&caps, q)).collect::<Result<Vec<_>>>()
-                })
-            })?
-            .into_iter()
-            .flatten()
-            .collect();
+        let (error, k_found) = (f32_error(self.dim), k.min(self.alive()));
+        let best = call.run(|| {
+            with_segments!(self, typed => {
+                let mut searches = Vec::with_capacity(typed.len());
+                for Typed { segment, array } in typed {
+                    let (dead, centers) = (segment.dead()?, segment.centers()?);
+                    searches.push(Search { segment, dead, array, centers, control: call, error, k: k_found });
+                }
+                let blocks = all.par_chunks(block).map(|block| nearest_of(&searches, &caps, block, k_found, call));
+                Ok(blocks.collect::<Result<Vec<_>>>()?.concat())
+            })
+        })?;
 
         for (q, found) in best.iter().enumerate() {
             for (i, entry) in found.iter().enumerate() {
@@ -141,18 +143,37 @@ impl Tree {
     }
 }
 
+/// The best rows of a block of queries, nearest first: thresholds go from segment to segment.
+fn nearest_of<E: Element>(
+    searches: &[Search<'_, E>],
+    caps: &Caps<'_>,
+    block: &[usize],
+    k: usize,
+    control: &Control,
+) -> Result<Vec<Vec<Entry>>> {
+    let mut best: Vec<Best> = block.iter().map(|_| Best { k, found: BinaryHeap::new() }).collect();
+    searches.iter().try_for_each(|search| search.block(caps, block, &mut best))?;
+    control.add(block.len() as u64);
+    let sorted = |best: Best| {
+        let mut found = best.found.into_vec();
+        found.sort_unstable();
+        found
+    };
+    Ok(best.into_iter().map(sorted).collect())
+}
+
 impl<E: Element> Search<'_, E> {
-    /// Scans the tree for a block of queries. A query's threshold, its `k`-th best so far, starts from the leaf that a
-    /// greedy descent reaches; tiles and rows that cannot reach it are left out, the likeliest tiles come first.
-    fn block(&self, caps: &Caps<'_>, block: &[usize]) -> Result<Vec<Vec<Entry>>> {
-        let query = |q: &usize| {
-            let best = Best { k: self.k, found: BinaryHeap::new() };
-            let mut query = Query { vector: caps.center(*q), best, home: 0..0, row: vec![0.0; self.tree.dim] };
+    /// Scans the segment for a block of queries. A query's threshold, its `k`-th best so far, starts from the leaf that
+    /// a greedy descent reaches; tiles and rows that cannot reach it are left out, the likeliest tiles come first.
+    fn block(&self, caps: &Caps<'_>, block: &[usize], best: &mut [Best]) -> Result<()> {
+        let query = |(q, best): (&usize, _)| {
+            let row = vec![0.0; self.segment.dim];
+            let mut query = Query { vector: caps.center(*q), best, home: 0..0, row };
             query.home = self.descend(&mut query)?;
             Ok(query)
         };
-        let mut codes = QueryCodes::new(&self.tree.sketch, caps, block);
-        let queries = block.iter().map(query).collect::<Result<Vec<_>>>()?;
+        let mut codes = QueryCodes::new(&self.segment.sketch, caps, block);
+        let queries = block.iter().zip(best).map(query).collect::<Result<Vec<_>>>()?;
         queries.iter().enumerate().for_each(|(q, query)| codes.set_threshold(q, query.best.threshold()));
         let mut block = Block { search: self, queries, codes, levels: Levels::new(()), decisions: Vec::new() };
         let open = block.tiles()?;
@@ -163,21 +184,15 @@ impl<E: Element> Search<'_, E> {
             self.control.check()?;
             block.tile(tile, &open[tile])?;
         }
-        self.control.add(block.queries.len() as u64);
-        let sorted = |query: Query<'_>| {
-            let mut found = query.best.found.into_vec();
-            found.sort_unstable();
-            found
-        };
-        Ok(block.queries.into_iter().map(sorted).collect())
+        Ok(())
     }
 
     /// Fills a query's best from around the leaf that a greedy descent reaches; returns these tree positions.
     fn descend(&self, query: &mut Query<'_>) -> Result<Range<usize>> {
-        let d = self.tree.dim;
+        let d = self.segment.dim;
         let mut i = 0;
-        while !self.tree.nodes[i].is_leaf() {
-            let children = self.tree.nodes[i].child_range();
+        while !self.segment.nodes[i].is_leaf() {
+            let children = self.segment.nodes[i].child_range();
             let centers: Vec<&[f32]> = self.centers[children.start * d..children.end * d].chunks_exact(d).collect();
             let mut dots = vec![0.0f32; centers.len()];
             Kernels::get().dots(&centers, &[query.vector], &mut dots);
@@ -185,9 +200,10 @@ impl<E: Element> Search<'_, E> {
             i = children.start + nearest;
         }
         // Neighbors in tree order are siblings: enough of them that the first threshold means something.
-        let (leaf, around) = (self.tree.nodes[i].range(), (4 * self.k).max(TILE));
-        let range = leaf.start.saturating_sub(around)..(leaf.end + around).min(self.tree.kept());
-        for positions in range.clone().collect::<Vec<_>>().chunks(TILE) {
+        let (leaf, around) = (self.segment.nodes[i].range(), (4 * self.k).max(TILE));
+        let range = leaf.start.saturating_sub(around)..(leaf.end + around).min(self.segment.kept());
+        let alive: Vec<usize> = range.clone().filter(|position| !self.dead.contains(*position)).collect();
+        for positions in alive.chunks(TILE) {
             self.consider(positions, query)?;
         }
         Ok(range)
@@ -195,7 +211,7 @@ impl<E: Element> Search<'_, E> {
 
     /// Takes the rows at some tree positions into a query's best.
     fn consider(&self, positions: &[usize], query: &mut Query<'_>) -> Result<()> {
-        let rows = positions.iter().map(|p| row(self.array, *p, self.tree.dim)).collect::<Result<Vec<_>>>()?;
+        let rows = positions.iter().map(|p| row(self.array, *p, self.segment.dim)).collect::<Result<Vec<_>>>()?;
         let mut dots = [0.0f32; TILE];
         let dots = &mut dots[..rows.len()];
         Kernels::get().dots(&rows, &[query.vector], dots);
@@ -203,18 +219,18 @@ impl<E: Element> Search<'_, E> {
             if f64::from(*dot) + self.error >= query.best.threshold() {
                 E::widen(row, &mut query.row);
                 let distance = exact::distance(Kernels::get(), query.vector, &query.row);
-                query.best.push(Entry(distance, self.tree.rows.get(*position)?));
+                query.best.push(Entry(distance, self.segment.row_at(*position)?));
             }
         }
         Ok(())
     }
 }
 
-impl<E: Element> Block<'_, E> {
+impl<E: Element> Block<'_, '_, E> {
     /// Per tile, the queries that may have some of their best rows there.
     fn tiles(&mut self) -> Result<Vec<Vec<u32>>> {
         let all: Vec<u32> = (0..self.queries.len() as u32).collect();
-        let count = self.search.tree.kept().div_ceil(TILE);
+        let count = self.search.segment.kept().div_ceil(TILE);
         let mut open: Vec<Vec<u32>> = vec![Vec::new(); count];
         self.decisions.resize(all.len(), Decision::default());
         for group in 0..count.div_ceil(TILE) {
@@ -231,13 +247,13 @@ impl<E: Element> Block<'_, E> {
     /// Looks at the rows of a tile for some queries, and moves their thresholds.
     fn tile(&mut self, tile: usize, queries: &[u32]) -> Result<()> {
         let start = tile * TILE;
-        let valid = bits_of(start, &(0..self.search.tree.kept()));
+        let valid = bits_of(start, &(0..self.search.segment.kept())) & !self.search.dead.mask(start);
         self.decisions.resize(queries.len(), Decision::default());
         self.levels.decide(&self.codes, tile, queries, valid, &mut self.decisions)?;
         for (q, decision) in queries.iter().zip(&self.decisions) {
             let q = *q as usize;
             let query = &mut self.queries[q];
-            let left = (decision.inside | decision.unsure) & !bits_of(start, &query.home);
+            let left = (decision.inside | decision.unsure) & valid & !bits_of(start, &query.home);
             if left != 0 {
                 let positions: Vec<usize> = positions_of(start, left).collect();
                 self.search.consider(&positions, query)?;

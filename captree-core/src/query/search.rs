@@ -9,8 +9,8 @@ use crate::control::Call;
 use crate::distance::{Kernels, TILE};
 use crate::error::Result;
 use crate::exact;
-use crate::scan::{BATCH, Scan, Sink, bits_of};
-use crate::tree::Tree;
+use crate::scan::{BATCH, CapByCap, Scan, Sink, bits_of};
+use crate::tree::{Segment, Tree};
 
 /// The rows inside each cap of a batch, in compressed sparse row form.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -86,7 +86,7 @@ struct List<D> {
 }
 
 struct Rows<'a, M: Measure> {
-    tree: &'a Tree,
+    segment: &'a Segment,
     caps: &'a Caps<'a>,
     block: Vec<usize>,
     limit: usize,
@@ -108,12 +108,12 @@ impl<M: Measure> Rows<'_, M> {
             self.current = Some(i);
             self.measure.start(center);
         }
-        self.measure.extend(self.tree, center, bits, &mut found.distances)?;
-        let rows = self.tree.rows.slice(bits.range())?;
+        self.measure.extend(self.segment, center, bits, &mut found.distances)?;
+        let (rows, first) = (self.segment.rows.slice(bits.range())?, self.segment.range().start as i64);
         if bits.mask == u64::MAX {
-            found.rows.extend_from_slice(rows);
+            found.rows.extend(rows.iter().map(|row| row + first));
         } else {
-            found.rows.extend(bits.positions().map(|position| rows[position - bits.start]));
+            found.rows.extend(bits.positions().map(|position| rows[position - bits.start] + first));
         }
         // With twice the rows that are wanted, the farther half can go: memory stays in proportion to the limit.
         if let Some(order) = self.order
@@ -153,7 +153,7 @@ impl Tree {
             let (offsets, distances) = (vec![0; caps.len() + 1], Distances::empty(distances));
             return Ok(RangeResult { offsets, rows: Vec::new(), distances });
         }
-        call.phase("search", Scan::units(self, caps.len()));
+        call.phase("search", self.scan_units(caps.len()));
         // The order is that of the float64 distances, whatever is reported.
         if sort || distances == DistanceType::Float64 {
             let order: Option<Order<f64>> = if sort { Some(nearest_first) } else { None };
@@ -186,28 +186,31 @@ impl Tree {
         let mut list = List { offsets: vec![0], found: empty() };
         let all: Vec<usize> = (0..caps.len()).collect();
         for batch in all.chunks(BATCH) {
-            let sink = |block: &[usize]| Rows {
-                tree: self,
-                caps,
-                block: block.to_vec(),
-                limit,
-                order,
-                found: block.iter().map(|_| empty()).collect(),
-                measure: measure(),
-                current: None,
-            };
-            for (size, mut parts) in
-                call.run(|| Scan::new(self, caps, batch, call)?.run(sink, |caps| call.add(caps)))?
-            {
-                for i in 0..size {
-                    let start = list.found.len();
-                    parts.iter_mut().for_each(|part| list.found.append(&mut part.found[i]));
-                    match order {
-                        Some(order) => list.found.keep_first(start, limit, order, true),
-                        None => list.found.truncate(start.saturating_add(limit)),
-                    }
-                    list.offsets.push(list.found.len() as i64);
+            let mut parts = Vec::with_capacity(self.segments().len());
+            for segment in self.segments() {
+                let sink = |block: &[usize]| Rows {
+                    segment,
+                    caps,
+                    block: block.to_vec(),
+                    limit,
+                    order,
+                    found: block.iter().map(|_| empty()).collect(),
+                    measure: measure(),
+                    current: None,
+                };
+                let blocks = call.run(|| Scan::new(segment, caps, batch, call)?.run(sink, |caps| call.add(caps)))?;
+                parts.push(CapByCap::new(blocks));
+            }
+            for _ in batch {
+                let start = list.found.len();
+                for part in &mut parts {
+                    part.next(|rows, i| list.found.append(&mut rows.found[i]));
                 }
+                match order {
+                    Some(order) => list.found.keep_first(start, limit, order, true),
+                    None => list.found.truncate(start.saturating_add(limit)),
+                }
+                list.offsets.push(list.found.len() as i64);
             }
         }
         Ok(list)
@@ -222,8 +225,7 @@ impl Tree {
                 distances.push(match exact::narrowed(list.found.distances[at]) {
                     Some(rounded) => rounded,
                     None => {
-                        let position = self.positions_of(&list.found.rows[at..at + 1])?[0];
-                        self.vectors.widen(position, &mut row)?;
+                        self.widen(list.found.rows[at], &mut row)?;
                         exact::distance32(kernels, caps.center(i), &row)
                     }
                 });

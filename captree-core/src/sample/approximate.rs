@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::memory::filled;
 use crate::rng::{Key, Purpose, Stream};
 use crate::scan::{hits, positions_of, relations};
-use crate::tree::Tree;
+use crate::tree::{Dead, Segment, Tree};
+use crate::vectors::{row, with_elements};
 
 /// Caps that one task handles.
 const BLOCK: usize = 128;
@@ -39,37 +40,29 @@ impl Tree {
             return Err(Error::parameter("density_samples", "at least 1", 0));
         }
         let mut rows = filled(caps.len(), options.k, -1)?;
-        let parts = if self.nodes[0].is_leaf() { 0..1 } else { self.nodes[0].child_range() };
-        let samples: Vec<Vec<usize>> = parts
-            .clone()
-            .map(|node| {
-                let key = Key::new(Purpose::DensitySample, options.seed, &[&(node as u64).to_le_bytes()]);
-                distinct(self.nodes[node].range(), density_samples, key.stream(0))
-            })
-            .collect();
+        let mut parts = Vec::new();
+        for (segment, place) in self.segments().iter().zip(0..) {
+            let nodes = if segment.nodes[0].is_leaf() { 0..1 } else { segment.nodes[0].child_range() };
+            let dead = segment.dead()?;
+            parts.extend(nodes.map(|node| Part::new(segment, place, dead, node, density_samples, options.seed)));
+        }
         let key = |(content, before): (u128, u64)| {
             Key::new(Purpose::ApproximateDraws, options.seed, &[&content.to_le_bytes(), &before.to_le_bytes()])
         };
         let keys: Vec<Key> = occurrences(caps).map(key).collect();
         let all: Vec<usize> = (0..caps.len()).collect();
         call.phase("sample", caps.len() as u64);
-        let drawn: Vec<Option<Vec<usize>>> = call
-            .run(|| {
-                all.par_chunks(BLOCK)
-                    .map(|block| {
-                        let strata = self.strata(caps, block, parts.clone(), &samples, call)?;
-                        call.add(block.len() as u64);
-                        let draws = block.iter().zip(&strata).map(|(cap, s)| s.draw(&keys[*cap], &options, &samples));
-                        Ok(draws.collect::<Vec<_>>())
-                    })
-                    .collect::<Result<Vec<_>>>()
-            })?
-            .into_iter()
-            .flatten()
-            .collect();
-        for (out, positions) in rows.chunks_exact_mut(options.k).zip(&drawn) {
-            for (row, position) in out.iter_mut().zip(positions.iter().flatten()) {
-                *row = self.row_at(*position)?;
+        let of_block = |block: &[usize]| {
+            let strata = self.strata(caps, block, &parts, call)?;
+            call.add(block.len() as u64);
+            let draws = block.iter().zip(&strata).map(|(cap, s)| s.draw(&keys[*cap], &options, &parts));
+            Ok(draws.collect::<Vec<_>>())
+        };
+        let drawn: Vec<Option<Vec<Place>>> =
+            call.run(|| all.par_chunks(BLOCK).map(of_block).collect::<Result<Vec<_>>>())?.concat();
+        for (out, places) in rows.chunks_exact_mut(options.k).zip(&drawn) {
+            for (row, (segment, position)) in out.iter_mut().zip(places.iter().flatten()) {
+                *row = self.segments()[*segment].row_at(*position)?;
             }
         }
         self.fall_back(caps, &drawn, &mut rows, options, call)?;
@@ -80,7 +73,7 @@ impl Tree {
     fn fall_back(
         &self,
         caps: &Caps<'_>,
-        drawn: &[Option<Vec<usize>>],
+        drawn: &[Option<Vec<Place>>],
         rows: &mut [i64],
         options: SampleOptions,
         call: &Call,
@@ -95,53 +88,95 @@ impl Tree {
         Ok(())
     }
 
-    fn strata(
-        &self,
-        caps: &Caps<'_>,
-        block: &[usize],
-        parts: Range<usize>,
-        samples: &[Vec<usize>],
-        control: &Control,
-    ) -> Result<Vec<Strata>> {
+    fn strata(&self, caps: &Caps<'_>, block: &[usize], parts: &[Part<'_>], control: &Control) -> Result<Vec<Strata>> {
         let mut strata: Vec<Strata> = block.iter().map(|_| Strata::default()).collect();
-        let mut crossing = vec![Vec::new(); parts.len()];
-        relations(self, self.centers()?, caps, block, parts.clone(), |i, node, relation| {
-            match relation {
-                Relation::Outside => {}
-                Relation::Inside => strata[i].add_whole(self.nodes[node].range()),
-                Relation::Crossing => crossing[node - parts.start].push(i),
-            }
-            Ok(())
-        })?;
-        for (part, crossing) in crossing.iter().enumerate() {
+        for (number, part) in parts.iter().enumerate().filter(|(_, part)| part.alive > 0) {
             control.check()?;
+            let (segment, node) = (part.segment, part.node);
+            let mut crossing = Vec::new();
+            relations(segment, segment.centers()?, caps, block, node..node + 1, |i, _, relation| {
+                match relation {
+                    Relation::Outside => {}
+                    Relation::Inside => strata[i].add_whole(number, part.alive),
+                    Relation::Crossing => crossing.push(i),
+                }
+                Ok(())
+            })?;
             let active: Vec<usize> = crossing.iter().map(|i| block[*i]).collect();
-            let mut masks = vec![vec![0u64; samples[part].len().div_ceil(TILE)]; active.len()];
-            hits(self, caps, &active, &samples[part], |i, first, mask| masks[i][first / TILE] = mask)?;
-            let rows = self.nodes[parts.start + part].rows as f64;
+            let mut masks = vec![vec![0u64; part.sample.len().div_ceil(TILE)]; active.len()];
+            with_elements!(&segment.vectors, array => {
+                let at = |position: &usize| row(array, *position, self.dim);
+                let rows = part.sample.iter().map(at).collect::<Result<Vec<_>>>()?;
+                hits(&rows, caps, &active, |i, first, mask| masks[i][first / TILE] = mask);
+            });
             for (i, masks) in crossing.iter().zip(masks) {
-                strata[*i].add_sampled(part, rows / samples[part].len() as f64, masks);
+                strata[*i].add_sampled(number, part.alive as f64 / part.sample.len() as f64, masks);
             }
         }
         Ok(strata)
     }
 }
 
-/// One cap's picture of the root's children.
+/// A segment, by its place, and a tree position there.
+type Place = (usize, usize);
+
+/// A child of a segment's root, and the rows of it that are tested.
+struct Part<'a> {
+    segment: &'a Segment,
+    place: usize,
+    dead: &'a Dead,
+    node: usize,
+    /// Rows below that are not deleted.
+    alive: usize,
+    /// Tree positions of some of these.
+    sample: Vec<usize>,
+}
+
+impl<'a> Part<'a> {
+    fn new(segment: &'a Segment, place: usize, dead: &'a Dead, node: usize, samples: usize, seed: u64) -> Self {
+        let range = segment.nodes[node].range();
+        let alive = range.len() - dead.count_in(&range);
+        let bytes = [segment.range().start as u64, node as u64].map(u64::to_le_bytes);
+        let stream = Key::new(Purpose::DensitySample, seed, &[&bytes[0], &bytes[1]]).stream(0);
+        let sample = match alive {
+            all if all == range.len() => distinct(range, samples, stream),
+            _ => {
+                let there: Vec<usize> = range.filter(|position| !dead.contains(*position)).collect();
+                distinct(0..there.len(), samples, stream).into_iter().map(|i| there[i]).collect()
+            }
+        };
+        Part { segment, place, dead, node, alive, sample }
+    }
+
+    /// The tree position of a random row below.
+    fn any(&self, stream: &mut Stream) -> usize {
+        let range = self.segment.nodes[self.node].range();
+        loop {
+            let position = range.start + stream.below(range.len() as u64) as usize;
+            if !self.dead.contains(position) {
+                return position;
+            }
+        }
+    }
+}
+
+/// One cap's picture of the parts.
 #[derive(Default)]
 struct Strata {
     parts: Vec<(f64, Stratum)>,
     crosses: bool,
 }
 
+/// Rows of a part: all of them, or those of its sample that lie inside.
+#[derive(Clone)]
 enum Stratum {
-    Whole(Range<usize>),
+    Whole { part: usize, rows: usize },
     Sampled { part: usize, hits: Vec<u32> },
 }
 
 impl Strata {
-    fn add_whole(&mut self, rows: Range<usize>) {
-        self.parts.push((rows.len() as f64, Stratum::Whole(rows)));
+    fn add_whole(&mut self, part: usize, rows: usize) {
+        self.parts.push((rows as f64, Stratum::Whole { part, rows }));
     }
 
     /// `weight`: rows that one sampled row stands for.
@@ -154,8 +189,8 @@ impl Strata {
         }
     }
 
-    /// Tree positions of the draws; none to ask for the exact path.
-    fn draw(&self, key: &Key, options: &SampleOptions, samples: &[Vec<usize>]) -> Option<Vec<usize>> {
+    /// Places of the draws; none to ask for the exact path.
+    fn draw(&self, key: &Key, options: &SampleOptions, parts: &[Part<'_>]) -> Option<Vec<Place>> {
         let total: f64 = self.parts.iter().map(|p| p.0).sum();
         if total == 0.0 {
             return if self.crosses { None } else { Some(Vec::new()) };
@@ -166,16 +201,16 @@ impl Strata {
         let draws = (0..wanted).map(|draw| {
             let mut stream = key.stream(draw as u64);
             loop {
-                let position = self.one(total, &mut stream, samples);
-                if options.replace || taken.insert(position) {
-                    return position;
+                let place = self.one(total, &mut stream, parts);
+                if options.replace || taken.insert(place) {
+                    return place;
                 }
             }
         });
         Some(draws.collect())
     }
 
-    fn one(&self, total: f64, stream: &mut Stream, samples: &[Vec<usize>]) -> usize {
+    fn one(&self, total: f64, stream: &mut Stream, parts: &[Part<'_>]) -> Place {
         let mut at = stream.unit() * total;
         let mut chosen = &self.parts[self.parts.len() - 1].1;
         for (weight, stratum) in &self.parts {
@@ -185,10 +220,12 @@ impl Strata {
             }
             at -= weight;
         }
-        let rank = stream.below(chosen.len() as u64) as usize;
         match chosen {
-            Stratum::Whole(range) => range.start + rank,
-            Stratum::Sampled { part, hits } => samples[*part][hits[rank] as usize],
+            Stratum::Whole { part, .. } => (parts[*part].place, parts[*part].any(stream)),
+            Stratum::Sampled { part, hits } => {
+                let hit = hits[stream.below(hits.len() as u64) as usize];
+                (parts[*part].place, parts[*part].sample[hit as usize])
+            }
         }
     }
 }
@@ -196,7 +233,7 @@ impl Strata {
 impl Stratum {
     fn len(&self) -> usize {
         match self {
-            Stratum::Whole(range) => range.len(),
+            Stratum::Whole { rows, .. } => *rows,
             Stratum::Sampled { hits, .. } => hits.len(),
         }
     }

@@ -15,7 +15,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::order::{Grid, Order, WIDTH};
-use super::pilots::Pilots;
+use super::pilots::{Hits, Pilots};
 use super::{SampleOptions, occurrences};
 use crate::caps::Caps;
 use crate::control::Call;
@@ -23,9 +23,8 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::memory::filled;
 use crate::scan::{BATCH, RowDecider, Scan, Sink, positions_of};
-use crate::store::Array;
-use crate::tree::{SKIPPED, Tree};
-use crate::vectors::{row, with_elements};
+use crate::tree::{Tree, Typed, with_segments};
+use crate::vectors::row;
 
 /// Tries that every cap may take at first: most caps need few.
 const FIRST_TRIES: usize = 96;
@@ -53,11 +52,13 @@ impl Tree {
         let mut rows = filled(caps.len(), options.k, -1)?;
         let keys = draw_keys(caps, options.seed);
         call.phase("sample", caps.len() as u64);
-        with_elements!(&self.vectors, array => {
-            let grid = Grid::new(self.len() as u32);
-            let sampler = Sampler { tree: self, array, caps, keys: &keys, grid, options, call };
-            sampler.run(&mut rows)?;
-        });
+        if self.alive() > 0 {
+            with_segments!(self, typed => {
+                let grid = Grid::new(self.len() as u32);
+                let sampler = Sampler { tree: self, typed: &typed, caps, keys: &keys, grid, options, call };
+                sampler.run(&mut rows)?;
+            });
+        }
         Ok(rows)
     }
 }
@@ -77,7 +78,7 @@ pub(crate) fn draw_keys(caps: &Caps<'_>, seed: u64) -> Vec<u128> {
 /// A call of [`Tree::sample`].
 struct Sampler<'a, E: Element> {
     tree: &'a Tree,
-    array: &'a Array<E>,
+    typed: &'a [Typed<'a, E>],
     caps: &'a Caps<'a>,
     keys: &'a [u128],
     grid: Grid,
@@ -130,31 +131,43 @@ impl<E: Element> Sampler<'_, E> {
     /// Completes caps that their first tries have not.
     fn rest(&self, batch: &mut [Draws<'_>]) -> Result<()> {
         let numbers: Vec<usize> = batch.iter().map(|draws| draws.cap).collect();
-        let scan = Scan::new(self.tree, self.caps, &numbers, self.call)?;
-        let (n, pilots) = (self.tree.len(), Pilots::of(self.tree.kept()));
-        // Rows of an order that the pilot set stands for: tries meet rows that were skipped, too.
-        let tested = (pilots.rows as u128 * n as u128 / self.tree.kept() as u128) as usize;
-        batch.par_iter_mut().zip(pilots.hits(&scan)?).zip(scan.open_rows()?).try_for_each(
-            |((draws, hits), open)| {
-                draws.scanned = open;
-                self.tries(draws, 0, Tested { rows: tested, inside: hits.surely() })?;
-                draws.expected = draws.expected.max(hits.rows * n / tested.max(1));
-                self.call.add(u64::from(draws.unfinished.is_empty()));
-                Ok(())
-            },
-        )?;
+        let scans = self.typed.iter().map(|typed| Scan::new(typed.segment, self.caps, &numbers, self.call));
+        let scans = scans.collect::<Result<Vec<Scan<'_>>>>()?;
+        let (mut pilot_rows, mut hits, mut open) = (0, vec![Hits::default(); batch.len()], vec![0; batch.len()]);
+        for (typed, scan) in self.typed.iter().zip(&scans) {
+            let pilots = Pilots::of(typed.segment.kept());
+            pilot_rows += pilots.rows;
+            hits.iter_mut().zip(pilots.hits(scan)?).for_each(|(all, some)| *all = *all + some);
+            open.iter_mut().zip(scan.open_rows()?).for_each(|(all, some)| *all += some);
+        }
+        // Rows of an order that the pilot sets stand for: tries meet rows that cannot be found, too.
+        let tested = (pilot_rows as u128 * self.tree.len() as u128 / self.tree.alive() as u128) as usize;
+        batch.par_iter_mut().zip(hits).zip(open).try_for_each(|((draws, hits), open)| {
+            draws.scanned = open;
+            self.tries(draws, 0, Tested { rows: tested, inside: hits.surely() })?;
+            draws.expected = draws.expected.max(hits.rows * self.tree.len() / tested.max(1));
+            self.call.add(u64::from(draws.unfinished.is_empty()));
+            Ok(())
+        })?;
         let mut left: Vec<&mut Draws<'_>> = batch.iter_mut().filter(|draws| !draws.unfinished.is_empty()).collect();
         let expected: Vec<usize> = left.iter().map(|draws| draws.expected).collect();
         for range in batches(&expected) {
-            let left = &mut left[range];
-            let lists = listed(&scan, &numbers, &left.iter().map(|draws| draws.cap).collect::<Vec<_>>())?;
-            left.par_iter_mut().zip(lists).try_for_each(|(draws, positions)| {
-                self.call.check()?;
-                let inside = positions.iter().map(|p| Ok(self.tree.row_at(*p as usize)? as u32));
-                self.choose(draws, &inside.collect::<Result<Vec<u32>>>()?);
+            let part = &mut left[range];
+            let caps: Vec<usize> = part.iter().map(|draws| draws.cap).collect();
+            let mut inside: Vec<Vec<u32>> = vec![Vec::new(); caps.len()];
+            for (typed, scan) in self.typed.iter().zip(&scans) {
+                let lists = listed(scan, &numbers, &caps)?;
+                inside.par_iter_mut().zip(lists).try_for_each(|(inside, positions)| {
+                    self.call.check()?;
+                    let rows = positions.iter().map(|p| Ok(typed.segment.row_at(*p as usize)? as u32));
+                    inside.extend(rows.collect::<Result<Vec<_>>>()?);
+                    Ok(())
+                })?;
+            }
+            part.par_iter_mut().zip(inside).for_each(|(draws, inside)| {
+                self.choose(draws, &inside);
                 self.call.add(1);
-                Ok(())
-            })?;
+            });
         }
         Ok(())
     }
@@ -231,13 +244,20 @@ impl<E: Element> Sampler<'_, E> {
 
     /// Bit `i` of the result: row `rows[i]` lies inside the decider's one cap.
     fn inside(&self, decider: &mut RowDecider<'_>, rows: &[u32]) -> Result<u64> {
-        let (mut positions, mut kept) = ([0; TOGETHER], 0);
+        let (mut places, mut there) = ([(0, 0); TOGETHER], 0);
         for (bit, row) in rows.iter().enumerate() {
-            let position = self.tree.positions.get(*row as usize)?;
-            positions[bit] = position as usize;
-            kept |= u64::from(position != SKIPPED) << bit;
+            let row = *row as usize;
+            if let Some(i) = self.tree.segment_of(row)
+                && let Some(position) = self.typed[i].segment.position(row)?
+            {
+                places[bit] = (i, position);
+                there |= 1 << bit;
+            }
         }
-        decider.decide_some(0, kept, |bit| row(self.array, positions[bit], self.tree.dim))
+        decider.decide_some(0, there, |bit| {
+            let (i, position) = places[bit];
+            row(self.typed[i].array, position, self.tree.dim)
+        })
     }
 
     /// Completes the draws of a cap from the rows inside.

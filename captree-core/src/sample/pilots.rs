@@ -1,6 +1,6 @@
 //! The pilot set: a fixed part of the tree's tiles, from which a batch of caps learns how many tries a draw may take.
 
-use std::ops::Range;
+use std::ops::{Add, Range};
 
 use crate::distance::TILE;
 use crate::error::Result;
@@ -10,7 +10,7 @@ use crate::scan::{Scan, Sink};
 /// Tiles of the tree for each tile of the pilot set: it costs a small part of what a list costs.
 const TILES_PER_PILOT: usize = 32;
 
-/// One of each so many tiles, the same for every call.
+/// One of each so many tiles of a segment, the same for every call.
 pub(super) struct Pilots {
     tiles: Vec<usize>,
     /// Rows of these tiles.
@@ -24,6 +24,14 @@ pub(super) struct Hits {
     pub rows: usize,
 }
 
+impl Add for Hits {
+    type Output = Hits;
+
+    fn add(self, other: Hits) -> Hits {
+        Hits { tiles: self.tiles + other.tiles, rows: self.rows + other.rows }
+    }
+}
+
 impl Hits {
     /// About as many of its rows as can be counted on: neighbors lie inside together, so the rows of few tiles say
     /// little about others. All of them less two standard deviations of the number of tiles, but at least one of each.
@@ -34,7 +42,7 @@ impl Hits {
 }
 
 impl Pilots {
-    /// For a tree of `n` rows; small ones have none.
+    /// For a segment of `n` rows; small ones have none.
     pub fn of(n: usize) -> Self {
         let mut stream = Key::new(Purpose::Pilots, 0, &[]).stream(0);
         let pick = |i: usize| i * TILES_PER_PILOT + stream.below(TILES_PER_PILOT as u64) as usize;
@@ -49,7 +57,7 @@ impl Pilots {
         for (size, parts) in scan.run_tiles(&self.tiles, |block| BlockHits(vec![Hits::default(); block.len()]))? {
             let total = |i: usize| {
                 let each = parts.iter().map(|p| p.0[i]);
-                each.fold(Hits::default(), |a, b| Hits { tiles: a.tiles + b.tiles, rows: a.rows + b.rows })
+                each.fold(Hits::default(), Add::add)
             };
             hits.extend((0..size).map(total));
         }

@@ -1,4 +1,4 @@
-//! The scan: which rows of a tree lie inside each cap.
+//! The scan: which rows of a segment lie inside each cap.
 //!
 //! Pairs of a cap and a row pass through these steps, one file each. Every step decides what it can, in both
 //! directions, and passes the rest on; the last one decides everything, so answers are exact whatever the others leave.
@@ -18,6 +18,7 @@
 //! tree into tasks. Codes and what is proved of them are [`crate::sketch`]'s; the proof that each step decides rightly
 //! is in docs/exactness.md. Blocks of caps share the codes that a tile loads.
 
+mod alive;
 mod first;
 mod full;
 mod levels;
@@ -42,8 +43,9 @@ use crate::distance::TILE;
 use crate::element::Element;
 use crate::error::Result;
 use crate::store::Array;
-use crate::tree::Tree;
+use crate::tree::Segment;
 use crate::vectors::with_elements;
+use alive::Alive;
 use task::{Block, Task};
 
 pub(crate) use levels::Levels;
@@ -64,7 +66,7 @@ const TASK_ROWS: usize = 16 * 1024;
 /// Larger trees have larger tasks: of about this share of all rows.
 const TASK_SHARE: usize = 16;
 
-/// Receives the rows inside each cap of a block, in tree order per cap.
+/// Receives the rows inside each cap of a block, in tree order per cap, without those that are deleted.
 pub(crate) trait Sink {
     /// All rows at these tree positions lie inside cap `i` of the block.
     fn all(&mut self, i: usize, positions: Range<usize>) -> Result<()>;
@@ -74,9 +76,9 @@ pub(crate) trait Sink {
     fn is_done(&self, i: usize) -> bool;
 }
 
-/// A tree, some caps of a batch, and how both are cut into tasks.
+/// A segment, some caps of a batch, and how both are cut into tasks.
 pub(crate) struct Scan<'a, O = ()> {
-    tree: &'a Tree,
+    segment: &'a Segment,
     caps: &'a Caps<'a>,
     control: &'a Control,
     centers: &'a [f32],
@@ -88,30 +90,30 @@ pub(crate) struct Scan<'a, O = ()> {
 
 impl<'a> Scan<'a> {
     /// For the caps numbered `active`, at most [`BATCH`] of them. Errors: what reading a tree on disk gives.
-    pub fn new(tree: &'a Tree, caps: &'a Caps<'a>, active: &'a [usize], control: &'a Control) -> Result<Self> {
-        Scan::observed(tree, caps, active, control, ())
+    pub fn new(segment: &'a Segment, caps: &'a Caps<'a>, active: &'a [usize], control: &'a Control) -> Result<Self> {
+        Scan::observed(segment, caps, active, control, ())
     }
 
     /// What `done` of [`Scan::run`] adds up to for so many caps, however they are cut into blocks.
-    pub fn units(tree: &Tree, caps: usize) -> u64 {
-        (caps * subtrees(tree).len()) as u64
+    pub fn units(segment: &Segment, caps: usize) -> u64 {
+        (caps * subtrees(segment).len()) as u64
     }
 }
 
 impl<'a, O: Observer> Scan<'a, O> {
     /// The same with an observer.
     pub fn observed(
-        tree: &'a Tree,
+        segment: &'a Segment,
         caps: &'a Caps<'a>,
         active: &'a [usize],
         control: &'a Control,
         observer: O,
     ) -> Result<Self> {
-        let subtrees = subtrees(tree);
+        let subtrees = subtrees(segment);
         // So that a small tree has about as many pairs of a block and a subtree as a large one has subtrees.
         let together = (active.len() * subtrees.len() / TASK_SHARE).clamp(LEAST_TOGETHER, BATCH);
-        let blocks = active.par_chunks(together).map(|block| Block::new(tree, caps, block)).collect();
-        Ok(Scan { tree, caps, control, centers: tree.centers()?, blocks, subtrees, observer })
+        let blocks = active.par_chunks(together).map(|block| Block::new(segment, caps, block)).collect();
+        Ok(Scan { segment, caps, control, centers: segment.centers()?, blocks, subtrees, observer })
     }
 
     /// Scans every subtree for every block in parallel, each pair with a sink of its own for as many caps as the block
@@ -124,7 +126,7 @@ impl<'a, O: Observer> Scan<'a, O> {
     ) -> Result<Vec<(usize, Vec<S>)>> {
         self.tasks(self.subtrees.len(), sink, |block, task, sink| {
             let root = self.subtrees[task];
-            with_elements!(&self.tree.vectors, array => self.subtree(array, block, root, sink))?;
+            with_elements!(&self.segment.vectors, array => self.subtree(array, block, root, sink))?;
             done(block.caps.len() as u64);
             Ok(())
         })
@@ -139,8 +141,8 @@ impl<'a, O: Observer> Scan<'a, O> {
         let chunks: Vec<&[usize]> = tiles.chunks(TILE).collect();
         self.tasks(chunks.len(), sink, |block, task, sink| {
             self.control.check()?;
-            let range = 0..self.tree.kept();
-            with_elements!(&self.tree.vectors, array => {
+            let range = 0..self.segment.kept();
+            with_elements!(&self.segment.vectors, array => {
                 Task::new(self.caps, array, block, range, self.observer).some(chunks[task], block.caps.len(), sink)
             })
         })
@@ -151,8 +153,8 @@ impl<'a, O: Observer> Scan<'a, O> {
         let of_block = |block: &Block<'_>| {
             let mut open = vec![0; block.caps.len()];
             for root in &self.subtrees {
-                let rows = self.tree.nodes[*root].range().len();
-                relations(self.tree, self.centers, self.caps, block.caps, *root..root + 1, |i, _, relation| {
+                let rows = self.segment.nodes[*root].range().len();
+                relations(self.segment, self.centers, self.caps, block.caps, *root..root + 1, |i, _, relation| {
                     open[i] += if relation == Relation::Crossing { rows } else { 0 };
                     Ok(())
                 })?;
@@ -166,15 +168,16 @@ impl<'a, O: Observer> Scan<'a, O> {
         &self,
         tasks: usize,
         sink: impl Fn(&[usize]) -> S + Sync,
-        run: impl Fn(&Block<'_>, usize, &mut S) -> Result<()> + Sync,
+        run: impl Fn(&Block<'_>, usize, &mut Alive<'_, S>) -> Result<()> + Sync,
     ) -> Result<Vec<(usize, Vec<S>)>> {
+        let dead = self.segment.dead()?;
         let mut sinks = (0..self.blocks.len() * tasks)
             .into_par_iter()
             .map(|job| {
                 let block = &self.blocks[job / tasks];
-                let mut sink = sink(block.caps);
-                run(block, job % tasks, &mut sink)?;
-                Ok(sink)
+                let mut alive = Alive { dead, sink: sink(block.caps) };
+                run(block, job % tasks, &mut alive)?;
+                Ok(alive.sink)
             })
             .collect::<Result<Vec<S>>>()?
             .into_iter();
@@ -189,29 +192,60 @@ impl<'a, O: Observer> Scan<'a, O> {
         root: usize,
         sink: &mut impl Sink,
     ) -> Result<()> {
-        let (range, observer) = (self.tree.nodes[root].range(), self.observer);
+        let (range, observer) = (self.segment.nodes[root].range(), self.observer);
         let mut crossing: Vec<u32> = Vec::with_capacity(block.caps.len());
-        relations(self.tree, self.centers, self.caps, block.caps, root..root + 1, |i, _, relation| match relation {
-            Relation::Outside if observer.counts(Step::Nodes) => Ok(()),
-            Relation::Inside if observer.counts(Step::Nodes) => sink.all(i, range.clone()),
-            _ => {
-                crossing.push(i as u32);
-                Ok(())
-            }
-        })?;
+        relations(
+            self.segment,
+            self.centers,
+            self.caps,
+            block.caps,
+            root..root + 1,
+            |i, _, relation| match relation {
+                Relation::Outside if observer.counts(Step::Nodes) => Ok(()),
+                Relation::Inside if observer.counts(Step::Nodes) => sink.all(i, range.clone()),
+                _ => {
+                    crossing.push(i as u32);
+                    Ok(())
+                }
+            },
+        )?;
         observer.start(block.caps.len() * range.len());
         observer.left_open(Step::Nodes, || crossing.len() * range.len());
         Task::new(self.caps, array, block, range, observer).all(crossing, self.control, sink)
     }
 }
 
+/// What a scan found, to be gone through cap by cap.
+pub(crate) struct CapByCap<S> {
+    blocks: std::vec::IntoIter<(usize, Vec<S>)>,
+    current: (usize, Vec<S>),
+    next: usize,
+}
+
+impl<S> CapByCap<S> {
+    /// From what [`Scan::run`] returns.
+    pub fn new(blocks: Vec<(usize, Vec<S>)>) -> Self {
+        CapByCap { blocks: blocks.into_iter(), current: (0, Vec::new()), next: 0 }
+    }
+
+    /// Calls `each(sink, i)` for the sinks of the next cap, which is number `i` of their block.
+    pub fn next(&mut self, mut each: impl FnMut(&mut S, usize)) {
+        while self.next == self.current.0 {
+            let Some(block) = self.blocks.next() else { return };
+            (self.current, self.next) = (block, 0);
+        }
+        self.current.1.iter_mut().for_each(|sink| each(sink, self.next));
+        self.next += 1;
+    }
+}
+
 /// Roots of the subtrees that make a task each, in tree order.
-fn subtrees(tree: &Tree) -> Vec<usize> {
-    let most = TASK_ROWS.max(tree.kept() / TASK_SHARE);
+fn subtrees(segment: &Segment) -> Vec<usize> {
+    let most = TASK_ROWS.max(segment.kept() / TASK_SHARE);
     let mut found = Vec::new();
     let mut stack = vec![0];
     while let Some(i) = stack.pop() {
-        let node = &tree.nodes[i];
+        let node = &segment.nodes[i];
         if node.rows as usize <= most || node.is_leaf() {
             found.push(i);
         } else {

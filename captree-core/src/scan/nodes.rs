@@ -10,27 +10,27 @@ use std::ops::Range;
 use crate::caps::{Caps, Lengths, Relation};
 use crate::distance::{Kernels, f32_error};
 use crate::error::Result;
-use crate::tree::Tree;
+use crate::tree::Segment;
 
 /// Calls `each(i, node, relation)` for every cap `active[i]` and every node of a range.
 pub(crate) fn relations(
-    tree: &Tree,
+    segment: &Segment,
     centers: &[f32],
     caps: &Caps<'_>,
     active: &[usize],
     nodes: Range<usize>,
     mut each: impl FnMut(usize, usize, Relation) -> Result<()>,
 ) -> Result<()> {
-    let d = tree.dim;
+    let d = segment.dim;
     let centers: Vec<&[f32]> = centers[nodes.start * d..nodes.end * d].chunks_exact(d).collect();
     let queries: Vec<&[f32]> = active.iter().map(|c| caps.center(*c)).collect();
     let mut dots = vec![0.0f32; centers.len() * queries.len()];
     Kernels::get().dots(&centers, &queries, &mut dots);
-    let norms = &tree.norms;
+    let norms = &segment.norms;
     for (i, (cap, dots)) in active.iter().zip(dots.chunks_exact(nodes.len())).enumerate() {
         let lengths = Lengths { query: caps.norm(*cap), centers: norms.centers, rows: norms.rows, error: f32_error(d) };
         for (node, dot) in nodes.clone().zip(dots) {
-            let angle = &tree.angles[node];
+            let angle = &segment.angles[node];
             each(i, node, angle.relation(f64::from(*dot), &lengths, caps.bound(*cap)))?;
         }
     }

@@ -15,8 +15,6 @@ use crate::error::Result;
 use crate::exact;
 use crate::sketch::IntKernels;
 use crate::store::Array;
-use crate::tree::Tree;
-use crate::vectors::{row, with_elements};
 
 /// Bit `r` of the result: `test(dots[r])`.
 #[inline]
@@ -194,21 +192,15 @@ impl<'a, E: Element> OpenRows<'a, E> {
     }
 }
 
-/// Tests the rows at some tree positions against caps: `each(i, first, mask)` for cap `active[i]` and the positions
-/// from number `first` of the list on.
-pub(crate) fn hits(
-    tree: &Tree,
+/// Tests rows against caps: `each(i, first, mask)` for cap `active[i]` and the rows from number `first` of the list on.
+pub(crate) fn hits<E: Element>(
+    rows: &[&[E]],
     caps: &Caps<'_>,
     active: &[usize],
-    positions: &[usize],
     mut each: impl FnMut(usize, usize, u64),
-) -> Result<()> {
+) {
     let mut decider = RowDecider::new(caps, active);
-    with_elements!(&tree.vectors, array => {
-        for (t, tile) in positions.chunks(TILE).enumerate() {
-            let rows = tile.iter().map(|p| row(array, *p, tree.dim())).collect::<Result<Vec<_>>>()?;
-            decider.decide(&rows, |i, mask| each(i, t * TILE, mask));
-        }
-        Ok(())
-    })
+    for (t, tile) in rows.chunks(TILE).enumerate() {
+        decider.decide(tile, |i, mask| each(i, t * TILE, mask));
+    }
 }

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::memory::AlignedVec;
 use crate::sketch::{Decision, QueryCodes};
 use crate::store::Array;
-use crate::tree::Tree;
+use crate::tree::Segment;
 
 /// Caps that go through the levels of a tile together: enough that what a level does once for all of them costs little.
 const CHUNK: usize = 512;
@@ -34,13 +34,13 @@ pub(super) struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    pub fn new(tree: &'a Tree, caps: &Caps<'_>, block: &'a [usize]) -> Self {
+    pub fn new(segment: &'a Segment, caps: &Caps<'_>, block: &'a [usize]) -> Self {
         let stride = caps.dim().next_multiple_of(LINE);
         let mut centers = AlignedVec::zeroed(block.len() * stride);
         for (center, cap) in centers.chunks_exact_mut(stride).zip(block) {
             center[..caps.dim()].copy_from_slice(caps.center(*cap));
         }
-        Block { caps: block, codes: QueryCodes::new(&tree.sketch, caps, block), centers, stride }
+        Block { caps: block, codes: QueryCodes::new(&segment.sketch, caps, block), centers, stride }
     }
 }
 

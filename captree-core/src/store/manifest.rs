@@ -1,4 +1,4 @@
-//! `manifest.json`: what the folder holds, in which version, under which checksum.
+//! Manifests: what a folder holds, in which version of the format, under which checksum.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -37,7 +37,7 @@ struct Envelope<'a> {
     body: &'a RawValue,
 }
 
-/// The manifest's body.
+/// The body of a segment's manifest.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Body<B> {
@@ -74,16 +74,16 @@ pub(super) fn to_hex(checksum: u64) -> String {
     format!("{checksum:016x}")
 }
 
-fn from_hex(text: &str) -> Option<u64> {
+pub(crate) fn from_hex(text: &str) -> Option<u64> {
     let valid = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
     valid.then(|| u64::from_str_radix(text, 16).ok()).flatten()
 }
 
-/// The manifest's text.
+/// A manifest's text.
 ///
 /// # Errors
 /// [`Error::InvalidParameter`] if the body cannot be JSON or is too large.
-pub(super) fn to_text<B: Serialize>(body: &Body<&B>) -> Result<String> {
+pub(super) fn to_text<B: Serialize>(body: &B) -> Result<String> {
     let json = |e: serde_json::Error| Error::parameter("body", "something that JSON can hold", e);
     let body = serde_json::to_string_pretty(body).map_err(json)?;
     let body = RawValue::from_string(body).map_err(json)?;
@@ -102,31 +102,21 @@ pub(super) fn to_text<B: Serialize>(body: &Body<&B>) -> Result<String> {
     }
 }
 
-/// A manifest that was read.
-pub(super) struct Manifest<B> {
-    pub body: Body<B>,
-    /// Size of the manifest itself.
-    pub bytes: u64,
-    /// Checksums of the table's chunks.
-    pub table_chunks: Vec<u64>,
-}
-
-/// Reads and checks the manifest of `folder`; also gives its size in bytes and the table's checksums.
+/// The body that the text of the manifest `file` of a folder holds.
 ///
 /// # Errors
-/// [`Error::NotFound`] if this is no tree, [`Error::NewerVersion`], [`Error::Corrupt`] if anything does not add up.
-pub(super) fn read<B: DeserializeOwned>(folder: &Path) -> Result<Manifest<B>> {
-    let corrupt =
-        |reason: String| Error::Corrupt { path: folder.to_owned(), reason: format!("{MANIFEST_FILE}: {reason}") };
-    let text = read_text(folder)?;
-    let tag: Tag = match serde_json::from_slice(&text) {
+/// [`Error::NotFound`] if it is someone else's, [`Error::NewerVersion`], [`Error::Corrupt`] if it is damaged.
+pub(super) fn parse<B: DeserializeOwned>(folder: &Path, file: &str, text: &[u8]) -> Result<B> {
+    let corrupt = |reason: String| Error::Corrupt { path: folder.to_owned(), reason: format!("{file}: {reason}") };
+    let foreign = || Error::NotFound { path: folder.to_owned(), reason: format!("its {file} is not one of captree") };
+    let tag: Tag = match serde_json::from_slice(text) {
         Ok(tag) => tag,
         // JSON of another kind is someone else's manifest; what is not even JSON may have been ours.
-        Err(e) if e.is_data() => return Err(foreign(folder)),
+        Err(e) if e.is_data() => return Err(foreign()),
         Err(e) => return Err(corrupt(format!("not JSON: {e}"))),
     };
     if tag.format != FORMAT {
-        return Err(foreign(folder));
+        return Err(foreign());
     }
     let version = tag.version.map_or("none", RawValue::get);
     match version.parse() {
@@ -136,21 +126,40 @@ pub(super) fn read<B: DeserializeOwned>(folder: &Path) -> Result<Manifest<B>> {
         }
         _ => return Err(corrupt(format!("expected version {FORMAT_VERSION}, found {version}"))),
     }
-    let envelope: Envelope = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
+    let envelope: Envelope = serde_json::from_slice(text).map_err(|e| corrupt(e.to_string()))?;
     let found = to_hex(xxh3_64(envelope.body.get().as_bytes()));
     if envelope.checksum != found {
         return Err(corrupt(format!("expected checksum {:?}, found {found:?}", envelope.checksum)));
     }
-    let body: Body<B> = serde_json::from_str(envelope.body.get()).map_err(|e| corrupt(e.to_string()))?;
-    let table_chunks = check(&body).map_err(corrupt)?;
+    serde_json::from_str(envelope.body.get()).map_err(|e| corrupt(e.to_string()))
+}
+
+/// A manifest that was read.
+pub(super) struct Manifest<B> {
+    pub body: Body<B>,
+    /// Size of the manifest itself.
+    pub bytes: u64,
+    /// Checksums of the table's chunks.
+    pub table_chunks: Vec<u64>,
+}
+
+/// Reads and checks the manifest of the segment at `folder`.
+///
+/// # Errors
+/// [`Error::NotFound`] if this is no segment, [`Error::NewerVersion`], [`Error::Corrupt`] if anything does not add up.
+pub(super) fn read<B: DeserializeOwned>(folder: &Path) -> Result<Manifest<B>> {
+    let text = read_text(folder, MANIFEST_FILE)?;
+    let body: Body<B> = parse(folder, MANIFEST_FILE, &text)?;
+    let table_chunks = check(&body)
+        .map_err(|reason| Error::Corrupt { path: folder.to_owned(), reason: format!("{MANIFEST_FILE}: {reason}") })?;
     Ok(Manifest { body, bytes: text.len() as u64, table_chunks })
 }
 
-fn foreign(folder: &Path) -> Error {
-    Error::NotFound { path: folder.to_owned(), reason: format!("its {MANIFEST_FILE} is not one of captree") }
-}
-
-fn read_text(folder: &Path) -> Result<Vec<u8>> {
+/// The text of a small file of a tree.
+///
+/// # Errors
+/// [`Error::NotFound`] if the folder or the file is missing, [`Error::Corrupt`] if the file is too large, [`Error::Io`].
+pub(super) fn read_text(folder: &Path, name: &str) -> Result<Vec<u8>> {
     let missing = |reason: String| Error::NotFound { path: folder.to_owned(), reason };
     let context = |e| Error::io(format!("cannot read the tree at {}", folder.display()), e);
     let is_missing = |e: &std::io::Error| matches!(e.kind(), std::io::ErrorKind::NotFound);
@@ -159,11 +168,11 @@ fn read_text(folder: &Path) -> Result<Vec<u8>> {
         Err(e) if is_missing(&e) => return Err(missing("there is no such folder".into())),
         other => other.map_err(context)?,
     };
-    let path = folder.join(MANIFEST_FILE);
+    let path = folder.join(name);
     // Looked at before it is opened: opening a named pipe would wait for a writer.
     let bytes = match path.metadata() {
-        Ok(found) if !found.is_file() => return Err(missing(format!("{MANIFEST_FILE} is not a file"))),
-        Err(e) if is_missing(&e) => return Err(missing(format!("the folder has no {MANIFEST_FILE}"))),
+        Ok(found) if !found.is_file() => return Err(missing(format!("{name} is not a file"))),
+        Err(e) if is_missing(&e) => return Err(missing(format!("the folder has no {name}"))),
         other => other.map_err(context)?.len(),
     };
     let mut text = Vec::new();
@@ -172,7 +181,7 @@ fn read_text(folder: &Path) -> Result<Vec<u8>> {
         file.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut text).map_err(context)?;
     }
     if text.len() as u64 > MAX_MANIFEST_BYTES || bytes > MAX_MANIFEST_BYTES {
-        let reason = format!("{MANIFEST_FILE}: expected at most {MAX_MANIFEST_BYTES} bytes, found {bytes}");
+        let reason = format!("{name}: expected at most {MAX_MANIFEST_BYTES} bytes, found {bytes}");
         return Err(Error::Corrupt { path: folder.to_owned(), reason });
     }
     Ok(text)

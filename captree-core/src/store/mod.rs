@@ -1,4 +1,7 @@
-//! A few large flat arrays in one folder of open formats: mapped in milliseconds, checked as they are read.
+//! Trees on disk: segments, each a folder of a few large flat arrays of open formats, mapped in milliseconds and checked
+//! as they are read; and manifests that say which segments make a tree ([`versions`]).
+//!
+//! The folder of a segment:
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -33,17 +36,26 @@ mod array;
 mod checks;
 mod element;
 mod folder;
+mod install;
+mod lock;
 mod manifest;
 mod map;
 mod npy;
 mod scratch;
 mod sibling;
+mod versions;
 mod writer;
 
 pub use array::Array;
 pub use element::{Dtype, Element};
 pub use folder::Folder;
+pub use install::NewTree;
+pub use lock::WriterLock;
+pub(crate) use manifest::from_hex;
 pub use scratch::ScratchWriter;
+pub use versions::{
+    DELETED, Names, SEGMENTS, Version, checksum_of, clean, commit, read, read_file, read_version, write_file,
+};
 pub use writer::{ArrayWriter, FolderWriter};
 
 /// The version of the folder format that this build writes, and the only one it reads.

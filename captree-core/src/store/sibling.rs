@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::MANIFEST_FILE;
+use super::versions::{CURRENT, is_of_tree};
 use crate::error::{Error, Result};
 
 /// The tree inside a folder of kind [`OLD`].
@@ -84,7 +84,7 @@ pub(super) fn remove_leftovers(target: &Path) {
             continue;
         }
         let old = path.join(TREE);
-        if is(OLD) && old.join(MANIFEST_FILE).exists() && target.symlink_metadata().is_err() {
+        if is(OLD) && old.join(CURRENT).exists() && target.symlink_metadata().is_err() {
             let _ = fs::rename(old, target);
         }
         // What cannot be removed is in nobody's way.
@@ -95,9 +95,9 @@ pub(super) fn remove_leftovers(target: &Path) {
 /// Whether nothing but what writers put there is in a folder: a name alone is no proof that it is one of theirs.
 fn holds_a_tree(folder: &Path) -> bool {
     let of_tree = |entry: io::Result<fs::DirEntry>| {
-        let name = entry?.file_name();
-        let name = name.to_string_lossy();
-        io::Result::Ok(name.ends_with(".npy") || name == MANIFEST_FILE || name == TREE)
+        let entry = entry?;
+        let name = PathBuf::from(entry.file_name());
+        io::Result::Ok(name == Path::new(TREE) || is_of_tree(&name, entry.file_type()?.is_dir()))
     };
     folder.read_dir().is_ok_and(|mut entries| entries.all(|entry| of_tree(entry).unwrap_or(false)))
 }
@@ -115,4 +115,10 @@ pub(super) fn parent(target: &Path) -> &Path {
 /// What to say when a tree cannot be written.
 pub(super) fn failed(target: &Path, source: io::Error) -> Error {
     Error::io(format!("cannot write the tree {}", target.display()), source)
+}
+
+/// Makes a folder's entries durable where the system can: Windows and some network file systems cannot, and a finished
+/// tree is not given up for that.
+pub(super) fn sync_folder(folder: &Path) {
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }

@@ -1,99 +1,93 @@
-//! The tree: flat arrays of nodes, their centers, and the rows in tree order.
+//! The tree: a list of segments, each a tree of spherical caps over the next row numbers, and the rows that were deleted.
+//!
+//! A [`Tree`] never changes: [`Tree::append`], [`Tree::delete`] and [`Tree::compact`] give another one, which shares what
+//! stayed as it was. Every query asks the segments one after the other and adds, joins or compares what they give.
 
+mod commit;
+mod dead;
+mod delete;
+mod manifest;
 mod meta;
 mod nodes;
+mod open;
 mod params;
 mod persist;
+mod segment;
 mod stats;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 
+use roaring::RoaringBitmap;
+
+pub(crate) use commit::Change;
+pub(crate) use dead::Dead;
 pub(crate) use meta::{Extent, Meta};
 pub use nodes::NodeRecord;
 pub use params::Params;
 pub(crate) use persist::{Arrays, write};
+pub(crate) use segment::{Norms, Parts, SKIPPED, Segment, Stored, gather, gather_all};
 pub use stats::Stats;
 
-use crate::caps::NodeAngle;
-use crate::control::Control;
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
-use crate::memory::AlignedVec;
-use crate::sketch::Sketch;
 use crate::store::Array;
-use crate::vectors::{NormRange, Vectors, row};
-
-/// Rows that are gathered into tree order at a time.
-const GATHER: usize = 4096;
-
-/// The tree position of a row that was skipped.
-pub(crate) const SKIPPED: i64 = -1;
+use crate::vectors::row;
+use open::Place;
+pub(crate) use open::{FIRST, NewFolders};
 
 /// An index over unit vectors. Immutable; every method may run on many threads at once.
 pub struct Tree {
+    rows: usize,
     pub(crate) dim: usize,
-    pub(crate) params: Params,
-    pub(crate) vectors: Vectors,
-    /// Tree position -> row.
-    pub(crate) rows: Array<i64>,
-    /// Row -> tree position, or [`SKIPPED`].
-    pub(crate) positions: Array<i64>,
-    pub(crate) nodes: Vec<NodeRecord>,
-    /// The nodes where they came from, to check them again.
-    stored_nodes: Array<NodeRecord>,
-    pub(crate) centers: Array<f32>,
-    pub(crate) angles: Vec<NodeAngle>,
-    pub(crate) norms: Norms,
-    pub(crate) sketch: Sketch,
-    path: Option<PathBuf>,
-    bytes: u64,
+    storage: Storage,
+    params: Params,
+    /// In the order of their rows; numbers between them have no vectors.
+    segments: Vec<Segment>,
+    deleted: Arc<RoaringBitmap>,
+    /// Where it lies, if it is on disk.
+    place: Option<Place>,
 }
 
-/// Norms of what the tree holds, over real arithmetic.
-#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Norms {
-    pub rows: NormRange,
-    pub centers: NormRange,
+/// A segment and its vectors.
+pub(crate) struct Typed<'a, E: Element> {
+    pub segment: &'a Segment,
+    pub array: &'a Array<E>,
 }
 
-/// What a tree is made of.
-pub(crate) struct Parts {
-    pub vectors: Vectors,
-    pub rows: Array<i64>,
-    pub positions: Array<i64>,
-    pub nodes: Array<NodeRecord>,
-    pub centers: Array<f32>,
-    pub sketch: Sketch,
+/// Runs `$body` with `$list` bound to the segments of `$tree` with their vectors, whatever the element type.
+macro_rules! with_segments {
+    ($tree:expr, $list:ident => $body:expr) => {
+        match $tree.storage() {
+            $crate::element::Storage::Float16 => {
+                let $list = $tree.typed::<half::f16>()?;
+                $body
+            }
+            $crate::element::Storage::Float32 => {
+                let $list = $tree.typed::<f32>()?;
+                $body
+            }
+        }
+    };
 }
+pub(crate) use with_segments;
 
 impl Tree {
-    /// How many row numbers there are: rows are 0 to one less, those that were skipped included.
+    /// How many row numbers there are: rows are 0 to one less, those that were skipped or deleted included.
     pub fn len(&self) -> usize {
-        self.positions.len()
+        self.rows
     }
 
-    /// Whether there are no rows; there always is one.
+    /// Whether there are no row numbers; there always is one.
     pub fn is_empty(&self) -> bool {
-        self.positions.is_empty()
+        self.rows == 0
     }
 
-    /// How many rows were kept, which are all but those that were skipped.
-    pub fn kept(&self) -> usize {
-        self.rows.len()
-    }
-
-    pub(crate) fn extent(&self) -> Extent {
-        Extent { rows: self.len(), skipped: self.len() - self.kept(), dim: self.dim }
-    }
-
-    /// The rows that were skipped when the tree was built, in rising order: they keep their number and lie in no cap.
-    pub fn skipped(&self) -> Result<Vec<i64>> {
-        if self.kept() == self.len() {
-            return Ok(Vec::new());
-        }
-        let positions = self.positions.slice(0..self.len())?;
-        Ok((0..).zip(positions).filter(|(_, p)| **p == SKIPPED).map(|(row, _)| row).collect())
+    /// How many rows can lie in a cap: all but those that were skipped or deleted.
+    pub fn alive(&self) -> usize {
+        self.segments.iter().map(Segment::alive).sum()
     }
 
     /// Number of dimensions.
@@ -103,67 +97,135 @@ impl Tree {
 
     /// Dtype of the stored rows.
     pub fn storage(&self) -> Storage {
-        self.vectors.storage()
+        self.storage
     }
 
     /// Where the tree lies on disk, if it does.
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        self.place.as_ref().map(Place::path)
+    }
+
+    /// Which of the states that the tree on disk has had this is.
+    pub fn version(&self) -> Option<u64> {
+        self.place.as_ref().map(Place::version)
+    }
+
+    /// The same without its place on disk.
+    fn shared(&self) -> Tree {
+        Tree { segments: self.segments.clone(), deleted: Arc::clone(&self.deleted), place: None, ..*self }
+    }
+
+    pub(crate) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    pub(crate) fn typed<E: Element>(&self) -> Result<Vec<Typed<'_, E>>> {
+        let mixed = || self.corrupt("its segments have vectors of several types".into());
+        let typed = self
+            .segments
+            .iter()
+            .map(|segment| segment.vectors.array().map(|array| Typed { segment, array }).ok_or_else(mixed));
+        typed.collect()
     }
 
     /// What to say of a tree that cannot be as it is.
     pub(crate) fn corrupt(&self, reason: String) -> Error {
-        Error::Corrupt { path: self.path.clone().unwrap_or_else(|| "(memory)".into()), reason }
+        Error::Corrupt { path: self.path().unwrap_or(Path::new("(memory)")).to_owned(), reason }
     }
 
-    /// The nodes, breadth first; node 0 is the root.
-    pub fn nodes(&self) -> &[NodeRecord] {
-        &self.nodes
+    /// The rows that were skipped when they came, in rising order: they keep their number and lie in no cap.
+    pub fn skipped(&self) -> Result<Vec<i64>> {
+        let mut skipped = Vec::new();
+        if self.alive() + self.deleted.len() as usize == self.rows {
+            return Ok(skipped);
+        }
+        let mut next = 0;
+        let gap = |range: Range<usize>| range.map(|row| row as i64).collect::<Vec<_>>();
+        for segment in &self.segments {
+            let range = segment.range();
+            skipped.extend(gap(next..range.start));
+            if segment.kept() < segment.len() {
+                let positions = segment.positions.slice(0..segment.len())?;
+                let rows = range.clone().zip(positions).filter(|(_, position)| **position == SKIPPED);
+                skipped.extend(rows.map(|(row, _)| row as i64));
+            }
+            next = range.end;
+        }
+        skipped.extend(gap(next..self.rows));
+        skipped.retain(|row| !self.deleted.contains(*row as u32));
+        Ok(skipped)
+    }
+
+    /// The rows that were deleted, in rising order: they keep their number and lie in no cap.
+    pub fn deleted(&self) -> Vec<i64> {
+        self.deleted.iter().map(i64::from).collect()
+    }
+
+    /// The nodes of all segments, segment after segment, each breadth first from its root, which has no parent. Deleted
+    /// rows stand below their nodes until the tree is compacted.
+    pub fn nodes(&self) -> Vec<NodeRecord> {
+        let (mut nodes, mut rows) = (Vec::new(), 0);
+        for segment in &self.segments {
+            let before = nodes.len() as i64;
+            nodes.extend(segment.nodes.iter().map(|node| node.moved(before, rows)));
+            rows += segment.kept() as i64;
+        }
+        nodes
     }
 
     /// The nodes' centers, `dim` coordinates each.
-    pub fn centers(&self) -> Result<&[f32]> {
-        self.centers.slice(0..self.centers.len())
+    pub fn centers(&self) -> Result<Vec<f32>> {
+        Ok(self.segments.iter().map(|segment| segment.centers()).collect::<Result<Vec<_>>>()?.concat())
     }
 
-    /// The rows below a node, in tree order. Errors: [`Error::RowOutOfRange`] for no such node.
-    pub fn node_rows(&self, node: usize) -> Result<&[i64]> {
-        let record = self.nodes.get(node).ok_or_else(|| Error::out_of_range("a node", self.nodes.len(), node))?;
-        self.rows.slice(record.range())
-    }
-
-    /// The row at a tree position. Errors: [`Error::Corrupt`] for a number that no row has.
-    pub(crate) fn row_at(&self, position: usize) -> Result<i64> {
-        let row = self.rows.get(position)?;
-        match usize::try_from(row) {
-            Ok(i) if i < self.len() => Ok(row),
-            _ => Err(self.corrupt(format!("position {position} holds row {row} of {}", self.len()))),
+    /// The rows below a node, without deleted ones, in tree order. Errors: [`Error::RowOutOfRange`] for no such node.
+    pub fn node_rows(&self, node: usize) -> Result<Vec<i64>> {
+        let mut before = 0;
+        for segment in &self.segments {
+            if let Some(record) = segment.nodes.get(node - before) {
+                let dead = segment.dead()?;
+                return record.range().filter(|p| !dead.contains(*p)).map(|p| segment.row_at(p)).collect();
+            }
+            before += segment.nodes.len();
         }
+        Err(Error::out_of_range("a node", before, node))
     }
 
-    /// Tree positions of rows. Errors: [`Error::RowOutOfRange`], for rows that were skipped too.
-    pub fn positions_of(&self, rows: &[i64]) -> Result<Vec<usize>> {
-        rows.iter()
-            .map(|row| match usize::try_from(*row) {
-                Ok(i) if i < self.len() => match self.positions.get(i)? {
-                    SKIPPED => Err(Error::RowOutOfRange {
-                        expected: "rows with vectors".into(),
-                        got: format!("{row}, which was skipped when the tree was built"),
-                    }),
-                    position => Ok(position as usize),
-                },
-                _ => Err(Error::out_of_range("rows", self.len(), row)),
-            })
-            .collect()
+    /// The segment whose row numbers hold a row.
+    #[inline]
+    pub(crate) fn segment_of(&self, row: usize) -> Option<usize> {
+        let after = match self.segments.len() {
+            1 => 1,
+            _ => self.segments.partition_point(|segment| segment.range().start <= row),
+        };
+        after.checked_sub(1).filter(|i| self.segments[*i].range().contains(&row))
+    }
+
+    /// Segments and tree positions of rows. Errors: [`Error::RowOutOfRange`], for rows without vectors too.
+    fn places_of(&self, rows: &[i64]) -> Result<Vec<(usize, usize)>> {
+        let place = |row: &i64| {
+            let number = match usize::try_from(*row) {
+                Ok(number) if number < self.rows => number,
+                _ => return Err(Error::out_of_range("rows", self.rows, row)),
+            };
+            if let Some(i) = self.segment_of(number)
+                && let Some(position) = self.segments[i].position(number)?
+            {
+                return Ok((i, position));
+            }
+            let what = if self.deleted.contains(number as u32) { "deleted" } else { "skipped when it came" };
+            Err(Error::RowOutOfRange { expected: "rows with vectors".into(), got: format!("{row}, which was {what}") })
+        };
+        rows.iter().map(place).collect()
     }
 
     /// The stored coordinates of rows, if the tree stores float16.
     ///
     /// Errors: [`Error::RowOutOfRange`]; [`Error::InvalidParameter`] if the tree stores float32.
     pub fn take_f16(&self, rows: &[i64]) -> Result<Vec<half::f16>> {
-        match &self.vectors {
-            Vectors::F16(a) => self.take(a, rows),
-            Vectors::F32(_) => Err(Error::parameter("storage", "float16", "float32")),
+        match self.storage {
+            Storage::Float16 => self.take(rows),
+            Storage::Float32 => Err(Error::parameter("storage", "float16", "float32")),
         }
     }
 
@@ -171,78 +233,24 @@ impl Tree {
     ///
     /// Errors: [`Error::RowOutOfRange`]; [`Error::InvalidParameter`] if the tree stores float16.
     pub fn take_f32(&self, rows: &[i64]) -> Result<Vec<f32>> {
-        match &self.vectors {
-            Vectors::F32(a) => self.take(a, rows),
-            Vectors::F16(_) => Err(Error::parameter("storage", "float32", "float16")),
+        match self.storage {
+            Storage::Float32 => self.take(rows),
+            Storage::Float16 => Err(Error::parameter("storage", "float32", "float16")),
         }
     }
 
-    fn take<E: Element>(&self, array: &Array<E>, rows: &[i64]) -> Result<Vec<E>> {
-        gather(array, &self.positions_of(rows)?, self.dim)
-    }
-
-    /// `stored`: where the parts lie on disk, if they do, and how many bytes.
-    pub(crate) fn assemble(meta: &Meta, parts: Parts, stored: Option<(PathBuf, u64)>) -> Result<Tree> {
-        let (norms, (path, bytes)) = (meta.norms, stored.map_or((None, 0), |(path, bytes)| (Some(path), bytes)));
-        let nodes = parts.nodes.slice(0..parts.nodes.len())?.to_vec();
-        if let Some(reason) = nodes::fault(&nodes, parts.rows.len()) {
-            return Err(Error::Corrupt { path: path.unwrap_or_default(), reason });
+    fn take<E: Element>(&self, rows: &[i64]) -> Result<Vec<E>> {
+        let typed = self.typed::<E>()?;
+        let mut out = Vec::with_capacity(rows.len() * self.dim);
+        for (segment, position) in self.places_of(rows)? {
+            out.extend_from_slice(row(typed[segment].array, position, self.dim)?);
         }
-        let angles =
-            nodes.iter().map(|n| NodeAngle::new(1.0 - n.max_cos_distance, norms.centers, norms.rows)).collect();
-        Ok(Tree {
-            dim: meta.dim,
-            params: meta.params(),
-            vectors: parts.vectors,
-            rows: parts.rows,
-            positions: parts.positions,
-            nodes,
-            stored_nodes: parts.nodes,
-            centers: parts.centers,
-            angles,
-            norms,
-            sketch: parts.sketch,
-            path,
-            bytes,
-        })
+        Ok(out)
     }
-}
 
-/// The rows at some places, one after the other.
-pub(crate) fn gather<E: Element, I: Copy + TryInto<usize>>(
-    array: &Array<E>,
-    places: &[I],
-    dim: usize,
-) -> Result<Vec<E>> {
-    let mut out = vec![E::zeroed(); places.len() * dim];
-    gather_into(&mut out, array, places, dim)?;
-    Ok(out)
-}
-
-fn gather_into<E: Element, I: Copy + TryInto<usize>>(
-    out: &mut [E],
-    array: &Array<E>,
-    places: &[I],
-    dim: usize,
-) -> Result<()> {
-    for (out, place) in out.chunks_exact_mut(dim).zip(places) {
-        // A number that is no usize is beyond every array, and reported as such.
-        out.copy_from_slice(row(array, (*place).try_into().unwrap_or(usize::MAX / dim - 1), dim)?);
+    /// A row's coordinates in float32. Errors: as [`Tree::take_f32`].
+    pub(crate) fn widen(&self, row: i64, out: &mut [f32]) -> Result<()> {
+        let (segment, position) = self.places_of(&[row])?[0];
+        self.segments[segment].vectors.widen(position, out)
     }
-    Ok(())
-}
-
-pub(crate) fn gather_all<E: Element>(
-    array: &Array<E>,
-    order: &[u32],
-    dim: usize,
-    control: &Control,
-) -> Result<Array<E>> {
-    let mut out = AlignedVec::zeroed(order.len() * dim);
-    for (out, part) in out.chunks_mut(GATHER * dim).zip(order.chunks(GATHER)) {
-        control.check()?;
-        gather_into(out, array, part, dim)?;
-        control.add(part.len() as u64);
-    }
-    Ok(Array::in_memory(out))
 }

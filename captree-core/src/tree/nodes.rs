@@ -65,6 +65,12 @@ impl NodeRecord {
         }
     }
 
+    /// The node behind so many other nodes and rows.
+    pub(crate) fn moved(&self, nodes: i64, rows: i64) -> Self {
+        let link = |number: i64| if number < 0 { number } else { number + nodes };
+        NodeRecord { parent: link(self.parent), first_child: link(self.first_child), start: self.start + rows, ..*self }
+    }
+
     /// Whether the node has no children.
     pub fn is_leaf(&self) -> bool {
         self.children == 0

@@ -1,9 +1,10 @@
-//! Trees on disk: what the arrays of a folder mean (the folder itself is [`crate::store`]'s).
+//! Segments on disk: what the arrays of a folder mean (the folder itself is [`crate::store`]'s).
 
 use std::ops::Range;
 use std::path::Path;
 
-use super::{GATHER, Meta, NodeRecord, Parts, Tree};
+use super::segment::GATHER;
+use super::{Meta, NodeRecord, Parts, Stored};
 use crate::control::{Call, Control};
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
@@ -14,7 +15,7 @@ use crate::vectors::{Vectors, with_elements};
 /// Bytes that are written between two looks at whether to stop.
 const PART_BYTES: usize = 16 << 20;
 
-/// The small arrays of a tree.
+/// The small arrays of a segment.
 pub(crate) struct Arrays<'a> {
     pub rows: &'a [i64],
     pub positions: &'a [i64],
@@ -23,7 +24,7 @@ pub(crate) struct Arrays<'a> {
     pub sketch: &'a Sketch,
 }
 
-/// Writes a tree; `chunk` gives the stored rows of a range of tree positions.
+/// Writes a segment; `chunk` gives the stored rows of a range of tree positions.
 pub(crate) fn write<E: Element>(
     mut writer: FolderWriter,
     meta: &Meta,
@@ -105,12 +106,19 @@ fn read_sketch(folder: &Folder, meta: &Meta) -> Result<Sketch> {
     })
 }
 
-impl Tree {
-    /// Maps the tree at `path`. Takes milliseconds whatever its size: rows are checked as they are first read.
+impl Stored {
+    /// Maps the segment at `folder`, a part of the tree at `tree`.
     ///
-    /// Errors: [`Error::NotFound`], [`Error::Corrupt`], [`Error::NewerVersion`], [`Error::Io`].
-    pub fn open(path: &Path) -> Result<Tree> {
-        let (folder, meta): (Folder, Meta) = Folder::open(path)?;
+    /// Errors: [`Error::Corrupt`], [`Error::NewerVersion`], [`Error::Io`].
+    pub fn open(path: &Path, tree: &Path) -> Result<Stored> {
+        let (folder, meta): (Folder, Meta) = Folder::open(path).map_err(|e| match e {
+            // The tree is there, and names it.
+            Error::NotFound { path, reason } => Error::Corrupt {
+                path: tree.to_owned(),
+                reason: format!("{}: {reason}", path.strip_prefix(tree).unwrap_or(&path).display()),
+            },
+            e => e,
+        })?;
         if let Some(reason) = meta.fault() {
             return Err(Error::Corrupt { path: path.to_owned(), reason });
         }
@@ -127,14 +135,13 @@ impl Tree {
             centers: folder.array("centers", &[meta.nodes, meta.dim])?,
             sketch: read_sketch(&folder, &meta)?,
         };
-        Tree::assemble(&meta, parts, Some((path.to_owned(), folder.bytes())))
+        Stored::assemble(&meta, parts, Some((path.to_owned(), folder.bytes())))
     }
 
-    /// Writes the tree to `path`: to a temporary folder that is renamed when complete.
+    /// Writes a copy.
     ///
-    /// Errors: [`Error::Io`], [`Error::InvalidParameter`] if something that is no tree lies there, and what reading
-    /// gives.
-    pub fn save(&self, path: &Path, call: &Call) -> Result<()> {
+    /// Errors: [`Error::Io`], and what reading gives.
+    pub fn save(&self, writer: FolderWriter, call: &Call) -> Result<()> {
         let meta = Meta::new(self.extent(), self.storage(), &self.params, self.norms, self.nodes.len(), &self.sketch);
         let arrays = Arrays {
             rows: self.rows.slice(0..self.kept())?,
@@ -144,10 +151,8 @@ impl Tree {
             sketch: &self.sketch,
         };
         let d = self.dim;
-        call.run(|| {
-            with_elements!(&self.vectors, a => write(FolderWriter::create(path)?, &meta, &arrays, call, |range| {
-                Ok(a.slice(range.start * d..range.end * d)?.to_vec())
-            }))
-        })
+        with_elements!(&self.vectors, a => write(writer, &meta, &arrays, call, |range| {
+            Ok(a.slice(range.start * d..range.end * d)?.to_vec())
+        }))
     }
 }

@@ -1,6 +1,6 @@
 //! Figures about a tree.
 
-use super::Tree;
+use super::{Segment, Tree};
 use crate::distance::Kernels;
 use crate::error::Result;
 use crate::sketch::IntKernels;
@@ -8,10 +8,14 @@ use crate::sketch::IntKernels;
 /// What [`Tree::stats`] tells.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stats {
-    /// Number of rows, those that were skipped included.
+    /// Number of rows, those that were skipped or deleted included.
     pub rows: usize,
     /// Rows that were skipped.
     pub skipped: usize,
+    /// Rows that were deleted.
+    pub deleted: usize,
+    /// Number of segments.
+    pub segments: usize,
     /// Number of dimensions.
     pub dim: usize,
     /// dtype of the stored rows.
@@ -49,30 +53,35 @@ pub struct Stats {
 impl Tree {
     /// Figures about the tree.
     pub fn stats(&self) -> Result<Stats> {
-        let leaves: Vec<_> = self.nodes.iter().filter(|n| n.is_leaf()).collect();
+        let each = |of: fn(&Segment) -> u64| self.segments().iter().map(of).sum::<u64>();
+        let leaves: Vec<_> =
+            self.segments().iter().flat_map(|segment| segment.nodes.iter().filter(|n| n.is_leaf())).collect();
         let mut bounds: Vec<f64> = leaves.iter().map(|n| n.max_cos_distance).collect();
         bounds.sort_unstable_by(f64::total_cmp);
-        let vector_bytes = (self.vectors.len() * self.storage().bytes()) as u64;
-        let links = self.rows.byte_len() + self.positions.byte_len() + self.centers.byte_len();
-        let in_memory = vector_bytes + links + self.sketch.bytes();
+        let depth = |segment: &Segment| segment.nodes.iter().map(|n| n.depth).max();
         Ok(Stats {
             rows: self.len(),
-            skipped: self.len() - self.kept(),
+            skipped: self.len() - self.alive() - self.deleted.len() as usize,
+            deleted: self.deleted.len() as usize,
+            segments: self.segments().len(),
             dim: self.dim,
             storage: self.storage().name(),
             fanout: self.params.fanout,
             leaf_size: self.params.leaf_size,
             seed: self.params.seed,
-            nodes: self.nodes.len(),
+            nodes: each(|segment| segment.nodes.len() as u64) as usize,
             leaves: leaves.len(),
-            depth: self.nodes.iter().map(|n| n.depth).max().unwrap_or(0) as usize,
+            depth: self.segments().iter().filter_map(depth).max().unwrap_or(0) as usize,
             leaf_rows_min: leaves.iter().map(|n| n.rows).min().unwrap_or(0) as usize,
-            leaf_rows_mean: self.kept() as f64 / leaves.len() as f64,
+            leaf_rows_mean: each(|segment| segment.kept() as u64) as f64 / leaves.len().max(1) as f64,
             leaf_rows_max: leaves.iter().map(|n| n.rows).max().unwrap_or(0) as usize,
-            leaf_max_cos_distance_median: bounds[bounds.len() / 2],
-            bytes: if self.path.is_some() { self.bytes } else { in_memory + size_of_val(&self.nodes[..]) as u64 },
-            vector_bytes,
-            sketch_bytes: self.sketch.bytes(),
+            leaf_max_cos_distance_median: bounds.get(bounds.len() / 2).copied().unwrap_or(0.0),
+            bytes: match &self.place {
+                Some(place) => place.bytes + each(|segment| segment.file_bytes()),
+                None => each(|segment| segment.memory_bytes()),
+            },
+            vector_bytes: each(|segment| segment.vector_bytes()),
+            sketch_bytes: each(|segment| segment.sketch.bytes()),
             kernels: format!("{}, {}", Kernels::get().name(), IntKernels::get().name()),
         })
     }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::nodes::fault;
-use super::{NodeRecord, SKIPPED, Tree};
+use super::{NodeRecord, SKIPPED, Stored, Tree};
 use crate::caps::RowTest;
 use crate::control::{Call, Control};
 use crate::distance::{Kernels, TILE, f32_error};
@@ -14,36 +14,40 @@ use crate::store::Array;
 use crate::vectors::{norm, row, rows, with_elements};
 
 impl Tree {
-    /// Checks every checksum and invariant: the links between nodes, that rows and positions are inverse to each
-    /// other, that every stored row and every center has the norm the bounds rely on, that no leaf is larger than
-    /// `leaf_size`, that every row lies in the cap of every node above it, in exact arithmetic, and that codes and
-    /// terms of the sketches keep what their bounds promise.
+    /// Checks every checksum and invariant of every segment: the links between nodes, that rows and positions are
+    /// inverse to each other, that every stored row and every center has the norm the bounds rely on, that no leaf is
+    /// larger than `leaf_size`, that every row lies in the cap of every node above it, in exact arithmetic, and that
+    /// codes and terms of the sketches keep what their bounds promise; and that as many of its rows are deleted as the
+    /// tree says.
     ///
     /// Errors: [`Corrupt`](crate::Error::Corrupt) with the first violation; [`Interrupted`](crate::Error::Interrupted).
     pub fn verify(&self, call: &Call) -> Result<()> {
-        call.run(|| {
-            let bytes =
-                self.vectors_bytes() + self.rows.byte_len() + self.positions.byte_len() + self.centers.byte_len();
-            call.phase("checksums", bytes);
-            with_elements!(&self.vectors, a => a.verify(call))?;
-            self.rows.verify(call)?;
-            self.stored_nodes.verify(call)?;
-            self.positions.verify(call)?;
-            self.centers.verify(call)?;
-            self.sketch.verify(call)?;
-            if let Some(reason) = fault(&self.nodes, self.kept()) {
-                return Err(self.corrupt(reason));
-            }
-            self.verify_permutation()?;
-            with_elements!(&self.vectors, a => {
-                self.verify_caps(a, call)?;
-                self.verify_sketches(a, call)
-            })
-        })
+        for segment in self.segments() {
+            call.run(|| segment.stored().verify(call))?;
+            segment.dead()?;
+        }
+        Ok(())
     }
+}
 
-    fn vectors_bytes(&self) -> u64 {
-        with_elements!(&self.vectors, a => a.byte_len())
+impl Stored {
+    fn verify(&self, call: &Call) -> Result<()> {
+        let bytes = self.vector_bytes() + self.rows.byte_len() + self.positions.byte_len() + self.centers.byte_len();
+        call.phase("checksums", bytes);
+        with_elements!(&self.vectors, a => a.verify(call))?;
+        self.rows.verify(call)?;
+        self.stored_nodes.verify(call)?;
+        self.positions.verify(call)?;
+        self.centers.verify(call)?;
+        self.sketch.verify(call)?;
+        if let Some(reason) = fault(&self.nodes, self.kept()) {
+            return Err(self.corrupt(reason));
+        }
+        self.verify_permutation()?;
+        with_elements!(&self.vectors, a => {
+            self.verify_caps(a, call)?;
+            self.verify_sketches(a, call)
+        })
     }
 
     fn verify_permutation(&self) -> Result<()> {

@@ -1,0 +1,228 @@
+//! Trees on disk: opening one, and writing a new one.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use roaring::RoaringBitmap;
+
+use super::manifest::{DeletedEntry, Manifest, SegmentEntry, deleted_path, segment_path};
+use super::{Params, Segment, Stored, Tree};
+use crate::control::Call;
+use crate::element::Storage;
+use crate::error::{Error, Result};
+use crate::store::{self, DELETED, FolderWriter, NewTree, SEGMENTS, Version, from_hex};
+
+/// Where a tree lies, and in which state it was opened.
+pub(super) struct Place {
+    path: PathBuf,
+    version: u64,
+    /// Of each segment the number of its folder.
+    pub numbers: Vec<u64>,
+    pub deleted: Option<DeletedEntry>,
+    /// Tells writers that the files of this state are in use.
+    _hold: File,
+    /// Bytes of the manifest and the set of deleted rows.
+    pub bytes: u64,
+}
+
+impl Place {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+}
+
+/// The number of the first segment, and of the first state, of a new tree.
+pub(crate) const FIRST: u64 = 1;
+
+impl Tree {
+    /// Maps the tree at `path` in its current state. Takes milliseconds whatever its size: rows are checked as they are
+    /// first read. What others write later does not change this tree.
+    ///
+    /// Errors: [`Error::NotFound`], [`Error::Corrupt`], [`Error::NewerVersion`], [`Error::Io`].
+    pub fn open(path: &Path) -> Result<Tree> {
+        Tree::of_version(path, store::read(path)?, &[])
+    }
+
+    /// The same in a state of which [`Tree::version`] told, and which a tree that is open, here or in another process,
+    /// still has.
+    ///
+    /// Errors: as [`Tree::open`]; [`Error::NotFound`] if that state is gone.
+    pub fn open_version(path: &Path, version: u64) -> Result<Tree> {
+        Tree::of_version(path, store::read_version(path, version)?, &[])
+    }
+
+    /// A state of a tree; segments that are open already are taken from `open`.
+    pub(super) fn of_version(path: &Path, version: Version<Manifest>, open: &[(u64, Segment)]) -> Result<Tree> {
+        let corrupt = |reason: String| Error::Corrupt { path: path.to_owned(), reason };
+        let Version { number, body: manifest, mut bytes, hold } = version;
+        if let Some(reason) = manifest.fault() {
+            return Err(corrupt(reason));
+        }
+        let deleted = match &manifest.deleted {
+            Some(entry) => {
+                let (set, size) = read_deleted(path, entry, manifest.rows)?;
+                bytes += size;
+                Arc::new(set)
+            }
+            None => Arc::default(),
+        };
+        let mut segments = Vec::with_capacity(manifest.segments.len());
+        for entry in &manifest.segments {
+            let found = open.iter().find(|(number, _)| *number == entry.number);
+            let stored = match found {
+                Some((_, segment)) => segment.stored(),
+                None => Arc::new(Stored::open(&path.join(segment_path(entry.number)), path)?),
+            };
+            if stored.len() != entry.rows || stored.dim != manifest.dim || stored.storage() != manifest.storage {
+                let found = (stored.len(), stored.dim, stored.storage().name());
+                let expected = (entry.rows, manifest.dim, manifest.storage.name());
+                return Err(corrupt(format!("segment {}: expected {expected:?}, found {found:?}", entry.number)));
+            }
+            if entry.dead >= stored.kept() {
+                return Err(corrupt(format!("segment {}: expected rows that are not deleted", entry.number)));
+            }
+            segments.push(Segment::new(stored, entry.first, Arc::clone(&deleted), entry.dead));
+        }
+        let place = Place {
+            path: path.to_owned(),
+            version: number,
+            numbers: manifest.segments.iter().map(|entry| entry.number).collect(),
+            deleted: manifest.deleted.clone(),
+            _hold: hold,
+            bytes,
+        };
+        Ok(Tree {
+            rows: manifest.rows,
+            dim: manifest.dim,
+            storage: manifest.storage,
+            params: manifest.params(),
+            segments,
+            deleted,
+            place: Some(place),
+        })
+    }
+
+    /// A tree in memory of one segment.
+    pub(crate) fn in_memory(stored: Stored) -> Tree {
+        let (rows, dim, storage, params) = (stored.len(), stored.dim, stored.storage(), stored.params);
+        let deleted: Arc<RoaringBitmap> = Arc::default();
+        let segments = vec![Segment::new(Arc::new(stored), 0, Arc::clone(&deleted), 0)];
+        Tree { rows, dim, storage, params, segments, deleted, place: None }
+    }
+
+    /// The segments that are open, by the numbers of their folders.
+    pub(super) fn open_segments(&self) -> Vec<(u64, Segment)> {
+        let numbers = self.place.iter().flat_map(|place| place.numbers.iter().copied());
+        numbers.zip(self.segments.iter().cloned()).collect()
+    }
+
+    /// What the manifest of this tree says, its segments standing in folders of these numbers.
+    pub(super) fn manifest(&self, numbers: &[u64], deleted: Option<DeletedEntry>) -> Manifest {
+        let entry = |(segment, number): (&Segment, &u64)| SegmentEntry {
+            number: *number,
+            first: segment.range().start,
+            rows: segment.len(),
+            dead: segment.dead_count(),
+        };
+        Manifest {
+            writer: concat!("captree ", env!("CARGO_PKG_VERSION")).into(),
+            rows: self.rows,
+            dim: self.dim,
+            storage: self.storage,
+            fanout: self.params.fanout,
+            leaf_size: self.params.leaf_size,
+            seed: self.params.seed,
+            segments: self.segments.iter().zip(numbers).map(entry).collect(),
+            deleted,
+        }
+    }
+
+    /// Writes the tree to `path`: to a temporary folder that is renamed when complete.
+    ///
+    /// Errors: [`Error::Io`] also if something that is no tree lies there, and what reading gives.
+    pub fn save(&self, path: &Path, call: &Call) -> Result<()> {
+        let new = NewFolders::create(path)?;
+        let numbers: Vec<u64> = (FIRST..).take(self.segments.len()).collect();
+        for (segment, number) in self.segments.iter().zip(&numbers) {
+            call.run(|| segment.save(new.segment(*number)?, call))?;
+        }
+        new.finish(self, &numbers)
+    }
+}
+
+/// A new tree on its way to disk.
+pub(crate) struct NewFolders(NewTree);
+
+impl NewFolders {
+    /// Starts a tree that will be at `path`. Errors: [`Error::Io`].
+    pub fn create(path: &Path) -> Result<Self> {
+        let new = NewTree::create(path)?;
+        for kind in [SEGMENTS, DELETED] {
+            fs::create_dir(new.folder().join(kind)).map_err(|e| cannot_write(path, e))?;
+        }
+        Ok(NewFolders(new))
+    }
+
+    /// Starts the folder of a segment.
+    pub fn segment(&self, number: u64) -> Result<FolderWriter> {
+        FolderWriter::create(&self.0.folder().join(segment_path(number)), self.0.target())
+    }
+
+    /// Writes the manifest of `tree`, whose segments have these folders, and puts everything into its place.
+    pub fn finish(self, tree: &Tree, numbers: &[u64]) -> Result<()> {
+        let (folder, about) = (self.0.folder(), self.0.target());
+        let deleted = write_deleted(folder, about, FIRST, &tree.deleted)?;
+        store::commit(folder, about, FIRST, &tree.manifest(numbers, deleted))?;
+        self.0.finish()
+    }
+
+    /// The same for a new tree of one segment that lies in the folder of number [`FIRST`], of `rows` row numbers.
+    pub fn finish_one(self, rows: usize, dim: usize, storage: Storage, params: &Params) -> Result<()> {
+        let manifest = Manifest {
+            segments: vec![SegmentEntry { number: FIRST, first: 0, rows, dead: 0 }],
+            ..Tree { rows, dim, storage, params: *params, segments: Vec::new(), deleted: Arc::default(), place: None }
+                .manifest(&[], None)
+        };
+        store::commit(self.0.folder(), self.0.target(), FIRST, &manifest)?;
+        self.0.finish()
+    }
+}
+
+fn cannot_write(path: &Path, source: std::io::Error) -> Error {
+    Error::io(format!("cannot write the tree {}", path.display()), source)
+}
+
+fn read_deleted(folder: &Path, entry: &DeletedEntry, rows: usize) -> Result<(RoaringBitmap, u64)> {
+    let name = deleted_path(entry.number).to_string_lossy().into_owned();
+    let corrupt = |reason: String| Error::Corrupt { path: folder.to_owned(), reason: format!("{name}: {reason}") };
+    let Some(checksum) = from_hex(&entry.checksum) else {
+        return Err(corrupt(format!("expected a checksum, found {:?}", entry.checksum)));
+    };
+    let bytes = store::read_file(folder, &name, checksum)?;
+    let set = RoaringBitmap::deserialize_from(&bytes[..]).map_err(|e| corrupt(e.to_string()))?;
+    if set.len() != entry.rows as u64 || set.max().is_some_and(|last| last as usize >= rows) {
+        return Err(corrupt(format!("expected {} rows below {rows}, found {set:?}", entry.rows)));
+    }
+    Ok((set, bytes.len() as u64))
+}
+
+/// Writes the set of deleted rows, if there are any.
+pub(super) fn write_deleted(
+    folder: &Path,
+    about: &Path,
+    number: u64,
+    deleted: &RoaringBitmap,
+) -> Result<Option<DeletedEntry>> {
+    if deleted.is_empty() {
+        return Ok(None);
+    }
+    let mut bytes = Vec::with_capacity(deleted.serialized_size());
+    deleted.serialize_into(&mut bytes).map_err(|e| cannot_write(about, e))?;
+    store::write_file(folder, about, &deleted_path(number).to_string_lossy(), &bytes)?;
+    Ok(Some(DeletedEntry { number, rows: deleted.len() as usize, checksum: store::checksum_of(&bytes) }))
+}
