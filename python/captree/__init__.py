@@ -14,6 +14,7 @@ over the stored vectors gives. Test data and the brute-force oracle are in :mod:
 
 from captree import errors
 from captree._balance import balancing_weights
+from captree._build import build, open
 from captree._caps import Caps
 from captree._centers import GivenCenters, Shifted, Slerp, SlerpNoise, UniformInCap
 from captree._core import __version__
@@ -22,7 +23,7 @@ from captree._priors import TrainingCaps, training_caps
 from captree._radii import DEFAULT_RADII, ByMass, FixedRadius, LogUniformRadius, RadiusMixture
 from captree._results import EstimateResult, NearestResult, RangeResult
 from captree._stream import PairBatch, PairStream
-from captree._tree import Tree, build, open
+from captree._tree import Tree
 from captree.errors import CaptreeError
 
 __all__ = [

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from captree import _arrow
+from captree import _core as native
 from captree._arrays import arrays, is_buffer, is_path, is_vector, stacked
 from captree._files import path_blocks
+from captree._progress import Callback, stepping
 from captree._rows import Reading, Rows, as_rows, located, slice_rows
 from captree.errors import InvalidParameterError, InvalidTypeError, InvalidVectorsError
 
@@ -46,6 +48,24 @@ def slices(vectors: Any, how: Reading = _PLAIN) -> Iterator[Rows]:
             yield Rows(np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("=")), bfloat16)
     if not dim:
         raise InvalidVectorsError("expected at least one row of vectors, got none")
+
+
+def push_all(
+    builder: native.Builder, vectors: Any, how: Reading, callback: Callback | None, dim: int | None = None
+) -> None:
+    """Gives all rows of `vectors` to a builder; they must have `dim` dimensions, if that is given.
+
+    Raises:
+        InvalidVectorsError, InvalidTypeError, StorageError: as :func:`slices`.
+    """
+    step = stepping(callback, "reading", row_count(vectors))
+    rows = 0
+    for part in slices(vectors, how):
+        if dim not in (None, part.array.shape[1]):
+            raise InvalidVectorsError(f"expected vectors of dim {dim}, got {part.array.shape[1]}")
+        builder.push(part.array, part.bfloat16)
+        rows += len(part.array)
+        step(rows)
 
 
 def row_count(vectors: Any) -> int:

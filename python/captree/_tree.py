@@ -1,4 +1,4 @@
-"""The tree: build it, open it, ask it."""
+"""The tree: ask it, change it, save it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from captree import _arrays, _inputs, _params
+from captree import _arrays, _params
 from captree import _core as native
 from captree._arrow import require_pyarrow
 from captree._caps import Caps, as_caps, fixed_size_list, unit_rows
 from captree._caps import CapsLike as CapsLike
+from captree._inputs import push_all
 from captree._paths import absolute
-from captree._progress import Progress, reporting, stepping
+from captree._progress import Progress, reporting
 from captree._results import EstimateResult, NearestResult, RangeResult
 from captree._rows import Reading
 from captree.errors import InvalidParameterError, InvalidTypeError, InvalidVectorsError, RowIndexError
@@ -26,87 +27,9 @@ _HISTOGRAM_CAPS = 4096
 """Caps that a histogram counts at once."""
 
 
-def build(
-    vectors: Any,
-    out: str | os.PathLike[str] | None = None,
-    fanout: int = 64,
-    leaf_size: int | None = None,
-    storage: Literal["float16", "float32"] = "float16",
-    seed: int = 0,
-    normalize: bool = False,
-    memory_limit: int | str | None = None,
-    threads: int | None = None,
-    progress: Progress = False,
-    column: str | None = None,
-    invalid: Literal["error", "skip"] = "error",
-) -> Tree:
-    """Builds a tree of spherical caps over unit vectors, by recursive spherical k-means.
-
-    Args:
-        vectors: (n, d) unit rows, float16, bfloat16, float32 or float64: a numpy, torch or CuPy array, anything with
-            DLPack or the buffer protocol, a pyarrow FixedSizeList array, chunked array, table or reader, a column of
-            pandas or of a Hugging Face dataset, lists of lists; a path to ``.npy``, Parquet or Arrow IPC: a file, a
-            glob, or a folder, whose subfolders are read too; or an iterable of batches of any of these, of single
-            vectors, or of records that hold one. int8 and uint8 rows are taken with `normalize`. Files come in the
-            natural order of their names (``part-9`` before ``part-10``); names that begin with ``.`` or ``_`` are
-            left out. They are read once, slice by slice.
-        out: where the tree is written; without it the tree lives in memory. A tree that is there is replaced once the
-            new one is whole; an empty folder is taken; anything else there is an error.
-        fanout: children of a node, 2 to 4096.
-        leaf_size: most rows of a node that is not split; 512 by default.
-        storage: ``"float16"`` or ``"float32"``, how vectors are kept. Every answer is exact about the kept vectors.
-        seed: of the k-means; the same vectors and seed give the same tree on any number of threads.
-        normalize: normalize the rows. Without it rows that are not unit within the tolerance of their dtype are an
-            error; zero rows always are.
-        memory_limit: bytes, or a string such as ``"8GiB"``.
-        threads: at most this many; all cores by default.
-        progress: True for a bar on a terminal (plain lines elsewhere), or a callable ``(phase, done, total)``.
-        column: the column of vectors in a table or file; by default the only one that holds vectors.
-        invalid: ``"error"``, or ``"skip"``: rows that are not finite, zero, not unit, or null keep their number and
-            lie in no cap; :attr:`Tree.skipped` lists them. At least one row must be left.
-
-    Returns:
-        The tree, opened from `out` when that is given.
-
-    Raises:
-        InvalidVectorsError: shapes that do not fit, or rows that are not finite, not unit, or zero; names how many
-            and the first few.
-        InvalidTypeError: element types captree does not take, or objects it cannot read.
-        InvalidParameterError: a parameter outside its domain.
-        MissingDependencyError: Arrow or Parquet input without pyarrow.
-        MemoryLimitError: the build does not fit in `memory_limit`.
-        StorageError: reading or writing failed.
-    """
-    target = None if out is None else absolute("out", out)
-    fanout = _params.fanout(fanout)
-    leaf_size = None if leaf_size is None else _params.integer("leaf_size", leaf_size, 1)
-    limit = None if memory_limit is None else _params.size_in_bytes("memory_limit", memory_limit)
-    seed = _params.integer("seed", seed, 0, 2**64 - 1)
-    threads = _params.threads(threads)
-    skip = _params.one_of("invalid", invalid, ("error", "skip")) == "skip"
-    how = Reading(column, bool(normalize), skip)
-    builder = native.Builder(_params.storage(storage), how.scaled, skip, limit, target is not None, threads)
-    with reporting(progress) as callback:
-        step = stepping(callback, "reading", _inputs.row_count(vectors))
-        rows = 0
-        for part in _inputs.slices(vectors, how):
-            builder.push(part.array, part.bfloat16)
-            rows += len(part.array)
-            step(rows)
-        return Tree(builder.finish(target, fanout, leaf_size, seed, threads, callback))
-
-
-def open(path: str | os.PathLike[str]) -> Tree:
-    """Opens a tree from disk by memory mapping, in milliseconds whatever its size.
-
-    ``Tree.path`` is absolute from then on, so the tree can be pickled after the program has changed folder.
-
-    Raises:
-        TreeNotFoundError: nothing there, or not a captree tree.
-        CorruptTreeError: truncated or altered files (``Tree.verify`` also reads all data).
-        FormatVersionError: written by a newer captree.
-    """
-    return Tree(native.Tree.open(absolute("path", path)))
+def _open_version(path: str, version: int) -> Tree:
+    """The state of a tree that a pickled one was in."""
+    return Tree(native.Tree.open_version(path, version))
 
 
 class Tree:
@@ -115,8 +38,11 @@ class Tree:
     Rows are numbered by input order. Methods release the GIL, may be called from several threads at once, and take
     ``threads=`` (all cores by default). What "exact" means: a row is inside a cap when
     ``1 - <center, row> <= max_cos_distance`` holds for the real-number value of the dot product of the kept vectors
-    and the float32 centers as given. ``len(tree)`` is how many row numbers there are,
-    skipped rows included. Pickling stores the path, so only a tree on disk can be pickled.
+    and the float32 centers as given. ``len(tree)`` is how many row numbers there are, those of skipped and deleted
+    rows included. Pickling stores the path and the state, so only a tree on disk can be pickled.
+
+    :meth:`append`, :meth:`delete` and :meth:`compact` change the tree. Queries that run meanwhile go on with the rows
+    that they found.
     """
 
     __slots__ = ("__weakref__", "_core", "_skipped")
@@ -150,12 +76,17 @@ class Tree:
 
     @property
     def skipped(self) -> NDArray[np.int64]:
-        """int64, sorted: rows that ``build(invalid="skip")`` left out; they lie in no cap."""
+        """int64, sorted: rows that were left out by ``invalid="skip"``; they lie in no cap."""
         if self._skipped is None:
             skipped = self._core.skipped()
             skipped.flags.writeable = False
             self._skipped = skipped
         return self._skipped
+
+    @property
+    def deleted(self) -> NDArray[np.int64]:
+        """int64, sorted: rows that were deleted; they lie in no cap, and no other rows get their numbers."""
+        return self._core.deleted()
 
     @property
     def fanout(self) -> int:
@@ -173,11 +104,18 @@ class Tree:
         return int(self._core.stats()["depth"])
 
     def stats(self) -> dict[str, Any]:
-        """Rows, skipped rows, dim, storage, fanout, leaf_size, seed, nodes, leaves, depth, leaf rows, bytes, path."""
+        """Figures about the tree.
+
+        Rows, skipped and deleted ones, segments, dim, storage, fanout, leaf_size, seed, nodes, leaves, depth, leaf
+        rows, bytes, path.
+        """
         return self._core.stats()
 
     def nodes(self) -> pa.Table:
         """The nodes as a pyarrow Table, the root first.
+
+        Each :meth:`append` adds a segment with a root of its own, whose nodes follow; deleted rows stay below theirs
+        until :meth:`compact`.
 
         Columns: ``parent`` int64 (-1 at the root), ``depth`` int32, ``center`` fixed_size_list<float>[d],
         ``max_cos_distance`` double (the node's cap holds all its rows), ``rows`` int64 (how many), ``first_child``
@@ -194,7 +132,7 @@ class Tree:
         return pa.table({name: centers if name == "center" else pa.array(columns[name]) for name in names})
 
     def node_rows(self, node: int) -> NDArray[np.int64]:
-        """int64, the rows below a node, by its place in :meth:`nodes`."""
+        """int64, the rows below a node that are not deleted, by its place in :meth:`nodes`."""
         return self._core.node_rows(_params.integer("node", node, 0, 2**63 - 1))
 
     def count(self, caps: CapsLike, at_least: int | None = None, threads: int | None = None) -> NDArray[np.int64]:
@@ -378,7 +316,7 @@ class Tree:
         """
         array = self._unit_rows(queries, "queries")
         k = _params.integer("k", k, 1, _params.MACHINE_INTEGER)
-        real = min(k, self._core.kept)
+        real = min(k, self._core.alive)
         rows, far = self._core.nearest(array, real, _params.threads(threads))
         if real < k:
             rows = np.pad(rows, ((0, 0), (0, k - real)), constant_values=-1)
@@ -452,7 +390,7 @@ class Tree:
             raise InvalidParameterError(
                 f"expected {len(array)} shares, one per center, or one, got {shares.size}", parameter="mass"
             )
-        kept = self._core.kept
+        kept = self._core.alive
         counts = np.clip(np.ceil(shares * kept), 1, kept).astype(np.int64)
         return self._core.radius_for_count(array, counts, _params.threads(threads))
 
@@ -469,9 +407,14 @@ class Tree:
         """The kept vectors of `rows` (integers of any shape s): float16 or float32, shape s + (dim,).
 
         Raises:
-            RowIndexError: a row outside [0, n), or one that was skipped; -1, which means "no row", is outside too.
+            RowIndexError: a row outside [0, n), or one that was skipped or deleted; -1, "no row", is outside too.
             InvalidTypeError: not integers.
         """
+        index = self._row_numbers(rows)
+        return self._core.take(index.reshape(-1)).reshape(*index.shape, self.dim)
+
+    def _row_numbers(self, rows: Any) -> NDArray[np.int64]:
+        """Integers of any shape that are rows of the tree."""
         index = _arrays.on_host(rows)
         if index.size == 0 and index.dtype.kind == "f":
             index = index.astype(np.int64)
@@ -480,8 +423,98 @@ class Tree:
         outside = (index < 0) | (index >= len(self))
         if bool(outside.any()):
             raise RowIndexError(f"expected rows in [0, {len(self)}), got {index[outside].flat[0]}", parameter="rows")
-        flat = np.ascontiguousarray(index.reshape(-1), dtype=np.int64)
-        return self._core.take(flat).reshape(*index.shape, self.dim)
+        return np.ascontiguousarray(index, dtype=np.int64)
+
+    def append(
+        self,
+        vectors: Any,
+        normalize: bool = False,
+        threads: int | None = None,
+        progress: Progress = False,
+        column: str | None = None,
+        invalid: Literal["error", "skip"] = "error",
+    ) -> range:
+        """Adds rows behind all others. Durable when it returns, and seen by every query from then on.
+
+        The rows make a segment of their own, a tree beside the others; small ones at the end become one, so that many
+        small appends leave few of them. Answers are exact as ever; :meth:`compact` brings the speed of a tree that is
+        built anew. Where it fails or is interrupted, the tree stays what it was.
+
+        Args:
+            vectors: (m, d) unit rows, of everything that :func:`build` takes. They are stored in the tree's dtype.
+            normalize: as in :func:`build`.
+            threads: at most this many.
+            progress: as in :func:`build`.
+            column: as in :func:`build`.
+            invalid: as in :func:`build`; at least one row must be left.
+
+        Returns:
+            The numbers of the new rows.
+
+        Raises:
+            InvalidVectorsError: rows of another dimension, or bad ones.
+            InvalidTypeError: element types captree does not take, or objects it cannot read.
+            TreeLockedError: another process or thread is changing the tree.
+            StorageError: reading or writing failed.
+        """
+        skip = _params.one_of("invalid", invalid, ("error", "skip")) == "skip"
+        how = Reading(column, bool(normalize), skip)
+        threads = _params.threads(threads)
+        builder = native.Builder(self.storage, how.scaled, skip, None, self.path is not None, threads)
+        with reporting(progress) as callback:
+            push_all(builder, vectors, how, callback, dim=self.dim)
+            added = builder.append(self._core, threads, callback)
+        self._skipped = None
+        return range(*added)
+
+    def delete(self, rows: Any) -> int:
+        """Deletes rows: they lie in no cap from then on. Durable when it returns.
+
+        Other rows keep their numbers, and no new row gets the number of a deleted one. Rows that were skipped or
+        deleted before change nothing. The vectors stay on disk until :meth:`compact`.
+
+        Args:
+            rows: integers of any shape.
+
+        Returns:
+            How many rows were deleted that had not been before.
+
+        Raises:
+            RowIndexError: a row outside [0, n); then none is deleted.
+            InvalidTypeError: not integers.
+            TreeLockedError: another process or thread is changing the tree.
+            StorageError: writing failed.
+        """
+        return self._core.delete(self._row_numbers(rows).reshape(-1))
+
+    def compact(self, threads: int | None = None, progress: Progress = False) -> None:
+        """Makes one segment of all rows that are left, as :func:`build` would of these. Durable when it returns.
+
+        Rows keep their numbers and all exact answers, draws included, stay the same; nodes, and with them the draws of
+        ``method="approximate"``, are new. A tree that is compact already stays as it is. Files that no open tree needs
+        are removed.
+
+        Raises:
+            TreeLockedError: another process or thread is changing the tree.
+            StorageError: reading or writing failed.
+        """
+        with reporting(progress) as callback:
+            self._core.compact(_params.threads(threads), callback)
+
+    def vacuum(self) -> int:
+        """Removes files that no open tree needs any more, here or in another process.
+
+        Every change does so for those that are not needed then; this is for those that were still open. The tree itself
+        stays as it is.
+
+        Returns:
+            Bytes of the files.
+
+        Raises:
+            TreeLockedError: another process or thread is changing the tree.
+            StorageError: reading or writing failed.
+        """
+        return self._core.vacuum()
 
     def verify(self, threads: int | None = None, progress: Progress = False) -> None:
         """Checks every checksum and every invariant of the tree; returns None when all hold.
@@ -518,4 +551,4 @@ class Tree:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is None:
             raise InvalidTypeError("a tree in memory cannot be pickled: save(path) it and captree.open(path) it")
-        return open, (self.path,)
+        return _open_version, (self.path, self._core.version)

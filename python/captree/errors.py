@@ -66,6 +66,10 @@ class FormatVersionError(StorageError):
     """A tree of another version of the format."""
 
 
+class TreeLockedError(StorageError):
+    """Another process, or another thread, is changing the tree; the message says which."""
+
+
 class MemoryLimitError(CaptreeError, MemoryError):
     """The work does not fit in the memory limit that was given."""
 

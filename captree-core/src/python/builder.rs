@@ -94,6 +94,23 @@ impl Builder {
         })
         .map(Tree::from)
     }
+
+    /// Appends the rows to a tree instead; returns the first of their numbers and the one behind the last.
+    #[pyo3(signature = (tree, threads = None, progress = None))]
+    fn append(
+        &self,
+        py: Python<'_>,
+        tree: &Tree,
+        threads: Option<usize>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<(usize, usize)> {
+        let fail = |e| to_py(py, &e);
+        let ingest = self.ingest.lock().unwrap_or_else(|e| e.into_inner()).take().ok_or_else(|| fail(finished()))?;
+        let rows = ingest.finish().map_err(fail)?;
+        let added =
+            run(py, threads.or(self.threads), progress, |call| tree.change(|tree| tree.append(rows, call)))?;
+        Ok((added.start, added.end))
+    }
 }
 
 fn finished() -> Error {

@@ -16,6 +16,7 @@ fn class(error: &Error) -> &'static str {
         Error::NotFound { .. } => "TreeNotFoundError",
         Error::Corrupt { .. } => "CorruptTreeError",
         Error::NewerVersion { .. } => "FormatVersionError",
+        Error::Locked { .. } => "TreeLockedError",
         Error::Io { .. } => "StorageError",
         Error::MemoryLimit { .. } | Error::TooLarge { .. } => "MemoryLimitError",
         Error::Interrupted => "KeyboardInterrupt",

@@ -1,7 +1,7 @@
 //! `captree._core.Tree`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, RwLock};
 
 use half::f16;
 use numpy::ndarray::Array2;
@@ -19,13 +19,17 @@ use crate::error::{Error, Result};
 use crate::query::{DistanceType, Distances, SearchOptions};
 use crate::sample::SampleOptions;
 
-/// A tree of spherical caps.
+/// A tree of spherical caps. Changes put another tree in the place of this one; calls go on with the one they found.
 #[pyclass(frozen, module = "captree._core")]
-pub(super) struct Tree(Arc<crate::tree::Tree>);
+pub(super) struct Tree {
+    tree: RwLock<Arc<crate::tree::Tree>>,
+    /// Held while a change is made.
+    change: Mutex<()>,
+}
 
 impl From<crate::tree::Tree> for Tree {
     fn from(tree: crate::tree::Tree) -> Self {
-        Tree(Arc::new(tree))
+        Tree { tree: RwLock::new(Arc::new(tree)), change: Mutex::new(()) }
     }
 }
 
@@ -35,6 +39,24 @@ type Column<'py, T> = Bound<'py, PyArray1<T>>;
 type Table<'py, T> = Bound<'py, PyArray2<T>>;
 
 impl Tree {
+    /// The tree as it is now.
+    pub fn now(&self) -> Arc<crate::tree::Tree> {
+        Arc::clone(&self.tree.read().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// Puts what `change` makes of the tree in its place. One change at a time; called without the GIL.
+    pub fn change<R>(
+        &self,
+        change: impl FnOnce(&crate::tree::Tree) -> Result<(crate::tree::Tree, R)>,
+    ) -> Result<R> {
+        let _one = self.change.lock().unwrap_or_else(|e| e.into_inner());
+        let (tree, told) = change(&self.now())?;
+        *self.tree.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(tree);
+        // Files that the tree before needed. What cannot be removed now is removed by the next change.
+        let _ = self.now().vacuum();
+        Ok(told)
+    }
+
     /// Unpacks a batch of caps and runs a query on it.
     fn query<R: Send>(
         &self,
@@ -44,7 +66,7 @@ impl Tree {
         threads: Option<usize>,
         query: impl FnOnce(&crate::tree::Tree, &Caps<'_>, &Call) -> Result<R> + Send,
     ) -> PyResult<R> {
-        let (tree, dim) = (&*self.0, centers.shape()[1]);
+        let (tree, dim) = (&*self.now(), centers.shape()[1]);
         let (centers, bounds) = (centers.as_slice()?, bounds.as_slice()?);
         let short = is_short(bounds.len(), tree.len(), tree.dim());
         let work = |call: &Call| {
@@ -85,33 +107,64 @@ impl Tree {
         run_short(py, None, |_| crate::tree::Tree::open(&path)).map(Tree::from)
     }
 
+    #[staticmethod]
+    fn open_version(py: Python<'_>, path: PathBuf, version: u64) -> PyResult<Self> {
+        run_short(py, None, |_| crate::tree::Tree::open_version(&path, version)).map(Tree::from)
+    }
+
+    /// Deletes rows; returns how many there were.
+    fn delete(&self, py: Python<'_>, rows: PyReadonlyArray1<'_, i64>) -> PyResult<usize> {
+        let rows = rows.as_slice()?;
+        run_short(py, None, |_| self.change(|tree| tree.delete(rows)))
+    }
+
+    #[pyo3(signature = (threads = None, progress = None))]
+    fn compact(&self, py: Python<'_>, threads: Option<usize>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        run(py, threads, progress, |call| self.change(|tree| Ok((tree.compact(call)?, ()))))
+    }
+
+    /// Removes files that nobody needs; returns their bytes.
+    fn vacuum(&self, py: Python<'_>) -> PyResult<u64> {
+        run_short(py, None, |_| self.now().vacuum())
+    }
+
+    /// The state on disk that this is; None in memory.
     #[getter]
-    fn n(&self) -> usize {
-        self.0.len()
+    fn version(&self) -> Option<u64> {
+        self.now().version()
     }
 
     #[getter]
-    fn kept(&self) -> usize {
-        self.0.kept()
+    fn n(&self) -> usize {
+        self.now().len()
+    }
+
+    #[getter]
+    fn alive(&self) -> usize {
+        self.now().alive()
     }
 
     fn skipped<'py>(&self, py: Python<'py>) -> PyResult<Column<'py, i64>> {
-        Ok(run_short(py, None, |_| self.0.skipped())?.into_pyarray(py))
+        Ok(run_short(py, None, |_| self.now().skipped())?.into_pyarray(py))
+    }
+
+    fn deleted<'py>(&self, py: Python<'py>) -> PyResult<Column<'py, i64>> {
+        Ok(run_short(py, None, |_| Ok(self.now().deleted()))?.into_pyarray(py))
     }
 
     #[getter]
     fn dim(&self) -> usize {
-        self.0.dim()
+        self.now().dim()
     }
 
     #[getter]
     fn storage(&self) -> &'static str {
-        self.0.storage().name()
+        self.now().storage().name()
     }
 
     #[getter]
     fn path(&self) -> Option<String> {
-        self.0.path().map(|p| p.to_string_lossy().into_owned())
+        self.now().path().map(|p| p.to_string_lossy().into_owned())
     }
 
     #[pyo3(signature = (centers, bounds, at_least = None, threads = None))]
@@ -189,7 +242,7 @@ impl Tree {
         k: usize,
         threads: Option<usize>,
     ) -> PyResult<(Table<'py, i64>, Table<'py, f64>)> {
-        let (tree, dim, rows) = (&*self.0, queries.shape()[1], queries.shape()[0]);
+        let (tree, dim, rows) = (&*self.now(), queries.shape()[1], queries.shape()[0]);
         if dim != tree.dim() && rows > 0 {
             return Err(to_py(py, &Error::caps(format!("queries of dim {}", tree.dim()), dim)));
         }
@@ -208,7 +261,7 @@ impl Tree {
         counts: PyReadonlyArray1<'py, i64>,
         threads: Option<usize>,
     ) -> PyResult<Column<'py, f64>> {
-        let (tree, dim, rows) = (&*self.0, centers.shape()[1], centers.shape()[0]);
+        let (tree, dim, rows) = (&*self.now(), centers.shape()[1], centers.shape()[0]);
         if rows > 0 && (dim != tree.dim() || counts.shape()[0] != rows) {
             let expected = format!("{rows} counts and centers of dim {}", tree.dim());
             return Err(to_py(py, &Error::caps(expected, dim)));
@@ -280,7 +333,7 @@ impl Tree {
     }
 
     fn take<'py>(&self, py: Python<'py>, rows: PyReadonlyArray1<'py, i64>) -> PyResult<Bound<'py, PyAny>> {
-        let (tree, rows) = (&*self.0, rows.as_slice()?);
+        let (tree, rows) = (&*self.now(), rows.as_slice()?);
         match tree.storage() {
             Storage::Float16 => {
                 let values: Vec<f16> = run_short(py, None, |_| tree.take_f16(rows))?;
@@ -294,7 +347,8 @@ impl Tree {
     }
 
     fn nodes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (nodes, out) = (self.0.nodes(), PyDict::new(py));
+        let (tree, out) = (self.now(), PyDict::new(py));
+        let nodes = tree.nodes();
         let long =
             |get: fn(&crate::tree::NodeRecord) -> i64| nodes.iter().map(get).collect::<Vec<_>>().into_pyarray(py);
         out.set_item("parent", long(|n| n.parent))?;
@@ -307,19 +361,21 @@ impl Tree {
         out.set_item("children", short(|n| n.children))?;
         let bounds: Vec<f64> = nodes.iter().map(|n| n.max_cos_distance).collect();
         out.set_item("max_cos_distance", bounds.into_pyarray(py))?;
-        let centers = run_short(py, None, |_| self.0.centers().map(<[f32]>::to_vec))?;
-        out.set_item("center", table(py, centers, self.0.dim())?)?;
+        let centers = run_short(py, None, |_| tree.centers())?;
+        out.set_item("center", table(py, centers, tree.dim())?)?;
         Ok(out)
     }
 
     fn node_rows<'py>(&self, py: Python<'py>, node: usize) -> PyResult<Column<'py, i64>> {
-        Ok(run_short(py, None, |_| self.0.node_rows(node).map(<[i64]>::to_vec))?.into_pyarray(py))
+        Ok(run_short(py, None, |_| self.now().node_rows(node))?.into_pyarray(py))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (stats, out) = (run_short(py, None, |_| self.0.stats())?, PyDict::new(py));
+        let (stats, out) = (run_short(py, None, |_| self.now().stats())?, PyDict::new(py));
         out.set_item("rows", stats.rows)?;
         out.set_item("skipped", stats.skipped)?;
+        out.set_item("deleted", stats.deleted)?;
+        out.set_item("segments", stats.segments)?;
         out.set_item("dim", stats.dim)?;
         out.set_item("storage", stats.storage)?;
         out.set_item("fanout", stats.fanout)?;
@@ -342,11 +398,11 @@ impl Tree {
 
     #[pyo3(signature = (threads = None, progress = None))]
     fn verify(&self, py: Python<'_>, threads: Option<usize>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        run(py, threads, progress, |call| self.0.verify(call))
+        run(py, threads, progress, |call| self.now().verify(call))
     }
 
     #[pyo3(signature = (path, progress = None))]
     fn save(&self, py: Python<'_>, path: PathBuf, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        run(py, None, progress, |call| self.0.save(&path, call))
+        run(py, None, progress, |call| self.now().save(&path, call))
     }
 }

@@ -154,9 +154,6 @@ impl Change {
         store::commit(&disk.path, &disk.path, version, &tree.manifest(&numbers, entry))?;
         disk.new.clear();
         let open: Vec<(u64, Segment)> = numbers.into_iter().zip(tree.segments).collect();
-        let tree = Tree::of_version(&disk.path, store::read(&disk.path)?, &open)?;
-        // It counts already: what cannot be cleaned now is cleaned by the next writer.
-        let _ = store::clean::<Manifest>(&disk.path);
-        Ok(tree)
+        Tree::of_version(&disk.path, store::read(&disk.path)?, &open)
     }
 }
