@@ -51,7 +51,7 @@ mod vectors;
 
 #[doc(hidden)]
 pub use ablation::{StepSet, Tally};
-pub use build::{Batch, Ingest, Invalid, Rows};
+pub use build::{Appending, Batch, BuildOptions, Building, Ingest, Invalid, Rows};
 pub use caps::Caps;
 pub use control::{Call, Control};
 pub use distance::Kernels;

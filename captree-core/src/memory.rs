@@ -20,6 +20,16 @@ pub(crate) fn filled<T: Clone>(rows: usize, columns: usize, value: T) -> Result<
     Ok(out)
 }
 
+/// Bytes that a process may take by default: half of what the machine, and the container that it runs in, has free; none
+/// where the system does not tell.
+pub fn half_of_free() -> Option<u64> {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let machine = Some(system.available_memory()).filter(|bytes| *bytes > 0);
+    let container = system.cgroup_limits().map(|limits| limits.free_memory);
+    machine.into_iter().chain(container).min().map(|bytes| bytes / 2)
+}
+
 /// A cache line, and what the widest registers hold.
 #[derive(Clone, Copy, Zeroable, Pod)]
 #[repr(C, align(64))]
@@ -46,6 +56,12 @@ impl<T: Pod> AlignedVec<T> {
         let mut out = AlignedVec::zeroed(len);
         out.fill(value);
         out
+    }
+
+    /// Asks for room for so many at once: later ones are then not moved.
+    pub fn reserve(&mut self, len: usize) {
+        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        self.lines.reserve_exact(lines.saturating_sub(self.lines.len()));
     }
 
     /// Changes their number; the first ones stay, others are zero or what once was there.

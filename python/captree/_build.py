@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import Any, Literal
 
 from captree import _core as native
@@ -39,14 +40,19 @@ def build(
             natural order of their names (``part-9`` before ``part-10``); names that begin with ``.`` or ``_`` are
             left out. They are read once, slice by slice.
         out: where the tree is written; without it the tree lives in memory. A tree that is there is replaced once the
-            new one is whole; an empty folder is taken; anything else there is an error.
+            new one is whole; an empty folder is taken; anything else there is an error. A build of several segments
+            that was interrupted or killed goes on with the next one when it is called again with the same rows and
+            arguments, and ends with the same files.
         fanout: children of a node, 2 to 4096.
         leaf_size: most rows of a node that is not split; 512 by default.
         storage: ``"float16"`` or ``"float32"``, how vectors are kept. Every answer is exact about the kept vectors.
         seed: of the k-means; the same vectors and seed give the same tree on any number of threads.
         normalize: normalize the rows. Without it rows that are not unit within the tolerance of their dtype are an
             error; zero rows always are.
-        memory_limit: bytes, or a string such as ``"8GiB"``.
+        memory_limit: bytes that the build may hold, or a string such as ``"8GiB"``. With `out` it is half of what the
+            machine, or the container, has free unless said otherwise; where the rows are more, the tree gets several
+            segments, each of the rows that fit. In memory there is no limit unless one is given, and rows that do not
+            fit are an error.
         threads: at most this many; all cores by default.
         progress: True for a bar on a terminal (plain lines elsewhere), or a callable ``(phase, done, total)``.
         column: the column of vectors in a table or file; by default the only one that holds vectors.
@@ -58,25 +64,28 @@ def build(
 
     Raises:
         InvalidVectorsError: shapes that do not fit, or rows that are not finite, not unit, or zero; names how many
-            and the first few.
+            and the first few. Also rows that are not those which an interrupted build at `out` began with.
         InvalidTypeError: element types captree does not take, or objects it cannot read.
         InvalidParameterError: a parameter outside its domain.
         MissingDependencyError: Arrow or Parquet input without pyarrow.
-        MemoryLimitError: the build does not fit in `memory_limit`.
+        MemoryLimitError: the rows, or with `out` a thousand of them, do not fit in `memory_limit`.
+        TreeLockedError: another process is changing the tree that is to be replaced.
         StorageError: reading or writing failed.
     """
     target = None if out is None else absolute("out", out)
     fanout = _params.fanout(fanout)
     leaf_size = None if leaf_size is None else _params.integer("leaf_size", leaf_size, 1)
-    limit = None if memory_limit is None else _params.size_in_bytes("memory_limit", memory_limit)
+    limit = _params.memory_limit(memory_limit)
     seed = _params.integer("seed", seed, 0, 2**64 - 1)
     threads = _params.threads(threads)
     skip = _params.one_of("invalid", invalid, ("error", "skip")) == "skip"
     how = Reading(column, bool(normalize), skip)
-    builder = native.Builder(_params.storage(storage), how.scaled, skip, limit, target is not None, threads)
-    with reporting(progress) as callback:
+    builder = native.Builder(
+        _params.storage(storage), how.scaled, skip, target, fanout, leaf_size, seed, limit, threads
+    )
+    with reporting(progress) as callback, closing(builder):
         push_all(builder, vectors, how, callback)
-        return Tree(builder.finish(target, fanout, leaf_size, seed, threads, callback))
+        return Tree(builder.finish(callback))
 
 
 def open(path: str | os.PathLike[str]) -> Tree:

@@ -60,10 +60,16 @@ def push_all(
     """
     step = stepping(callback, "reading", row_count(vectors))
     rows = 0
+
+    def building(phase: str, done: int, total: int) -> None:
+        """Between slices a builder may build a segment of those that came; otherwise it has nothing to say."""
+        if phase and callback is not None:
+            callback(phase, done, total)
+
     for part in slices(vectors, how):
         if dim not in (None, part.array.shape[1]):
             raise InvalidVectorsError(f"expected vectors of dim {dim}, got {part.array.shape[1]}")
-        builder.push(part.array, part.bfloat16)
+        builder.push(part.array, part.bfloat16, building)
         rows += len(part.array)
         step(rows)
 

@@ -103,6 +103,11 @@ def size_in_bytes(name: str, value: Any) -> int:
     return integer(name, math.floor(float(match[1]) * unit), 1)
 
 
+def memory_limit(value: Any) -> int | None:
+    """Bytes for the parameter `memory_limit`, None for the default."""
+    return None if value is None else size_in_bytes("memory_limit", value)
+
+
 def _brief(value: Any) -> str:
     text = repr(value)
     kind = type(value).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -429,6 +430,7 @@ class Tree:
         self,
         vectors: Any,
         normalize: bool = False,
+        memory_limit: int | str | None = None,
         threads: int | None = None,
         progress: Progress = False,
         column: str | None = None,
@@ -443,6 +445,7 @@ class Tree:
         Args:
             vectors: (m, d) unit rows, of everything that :func:`build` takes. They are stored in the tree's dtype.
             normalize: as in :func:`build`.
+            memory_limit: as in :func:`build`, where the tree is on disk.
             threads: at most this many.
             progress: as in :func:`build`.
             column: as in :func:`build`.
@@ -459,11 +462,11 @@ class Tree:
         """
         skip = _params.one_of("invalid", invalid, ("error", "skip")) == "skip"
         how = Reading(column, bool(normalize), skip)
-        threads = _params.threads(threads)
-        builder = native.Builder(self.storage, how.scaled, skip, None, self.path is not None, threads)
-        with reporting(progress) as callback:
-            push_all(builder, vectors, how, callback, dim=self.dim)
-            added = builder.append(self._core, threads, callback)
+        limit, threads = _params.memory_limit(memory_limit), _params.threads(threads)
+        builder = native.Builder.appending(self._core, how.scaled, skip, limit, threads)
+        with reporting(progress) as callback, closing(builder):
+            push_all(builder, vectors, how, callback)
+            added = builder.append(callback)
         self._skipped = None
         return range(*added)
 
@@ -487,19 +490,28 @@ class Tree:
         """
         return self._core.delete(self._row_numbers(rows).reshape(-1))
 
-    def compact(self, threads: int | None = None, progress: Progress = False) -> None:
-        """Makes one segment of all rows that are left, as :func:`build` would of these. Durable when it returns.
+    def compact(
+        self, memory_limit: int | str | None = None, threads: int | None = None, progress: Progress = False
+    ) -> None:
+        """Builds the segments into as few as :func:`build` would make, without deleted rows. Durable when it returns.
 
         Rows keep their numbers and all exact answers, draws included, stay the same; nodes, and with them the draws of
         ``method="approximate"``, are new. A tree that is compact already stays as it is. Files that no open tree needs
         are removed.
 
+        Args:
+            memory_limit: as in :func:`build`; where one segment of all rows would take more, they are several.
+            threads: at most this many.
+            progress: as in :func:`build`.
+
         Raises:
             TreeLockedError: another process or thread is changing the tree.
+            MemoryLimitError: a thousand rows do not fit in `memory_limit`.
             StorageError: reading or writing failed.
         """
+        limit = _params.memory_limit(memory_limit)
         with reporting(progress) as callback:
-            self._core.compact(_params.threads(threads), callback)
+            self._core.compact(limit, _params.threads(threads), callback)
 
     def vacuum(self) -> int:
         """Removes files that no open tree needs any more, here or in another process.

@@ -5,19 +5,77 @@
 //! their number.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::ingest::{Batch, Ingest, Invalid};
+use super::pieces::{Piece, Pieces, most_rows};
 use super::{Rows, segment};
 use crate::control::Call;
 use crate::element::{Element, Storage};
 use crate::error::{Error, Result};
-use crate::limits::MAX_ROWS;
 use crate::memory::AlignedVec;
 use crate::store::Array;
-use crate::tree::{Change, Params, Segment, Tree};
-use crate::vectors::{NormRange, Vectors};
+use crate::tree::{Change, Tree, Typed};
+use crate::vectors::{NormRange, Vectors, row};
 
 /// A larger segment stays as it is until the tree is compacted: building it again takes seconds.
 const MERGED: usize = 1 << 16;
+
+/// Rows that are copied between two looks at whether to stop.
+const CHECKED: usize = 4096;
+
+/// Rows that are appended to a tree, batch by batch; those of a tree on disk may be more than memory holds.
+pub struct Appending {
+    pieces: Pieces,
+    /// Begun with the first piece that is full.
+    change: Option<Change>,
+    base: Arc<Tree>,
+}
+
+impl Appending {
+    /// Starts with no rows. `memory_limit` is the bytes that building may hold, if that is limited; rows are stored like
+    /// those of the tree.
+    pub fn start(base: Arc<Tree>, normalize: bool, invalid: Invalid, memory_limit: Option<u64>) -> Self {
+        let mut ingest = Ingest::new(base.storage(), normalize);
+        ingest.set_invalid(invalid);
+        let memory_limit = memory_limit.filter(|_| base.path().is_some());
+        Appending { pieces: Pieces::new(ingest, memory_limit), change: None, base }
+    }
+
+    /// Adds a batch of rows of `dim` dims. Errors: as [`Ingest::push`], and those of [`Tree::append`].
+    pub fn push(&mut self, batch: Batch<'_>, dim: usize, call: &Call) -> Result<()> {
+        if dim != self.base.dim() {
+            return Err(Error::vectors(format!("vectors of dim {}", self.base.dim()), dim));
+        }
+        let Appending { pieces, change, base } = self;
+        pieces.push(batch, dim, call, |piece| {
+            let change = match change {
+                Some(change) => change,
+                None => change.insert(Change::start(base, "append")?),
+            };
+            add(change, &piece, call)
+        })
+    }
+
+    /// The tree `now`, which the one that this started from has become, with the rows; and their numbers.
+    ///
+    /// Errors: those of [`Tree::append`].
+    pub fn finish(mut self, now: &Tree, call: &Call) -> Result<(Tree, Range<usize>)> {
+        let mut change = match self.change.take() {
+            Some(change) => change,
+            None => Change::start(now, "append")?,
+        };
+        let first = change.tree().len();
+        let most = self.pieces.most.unwrap_or(usize::MAX);
+        let whole = self.pieces.ingest.rows() == self.pieces.ingest.waiting();
+        self.pieces.finish(|piece| {
+            if whole { add_merged(&mut change, piece.rows, most, call) } else { add(&mut change, &piece, call) }
+        })?;
+        let added = first..first + self.pieces.ingest.rows();
+        change.reach(added.end)?;
+        Ok((change.commit()?, added))
+    }
+}
 
 impl Tree {
     /// The tree with more rows behind all others, and their numbers. Durable when it returns.
@@ -33,44 +91,95 @@ impl Tree {
         let mut change = Change::start(self, "append")?;
         let first = change.tree().len();
         let added = first..first + rows.len();
-        if added.end > MAX_ROWS {
-            return Err(Error::vectors(format!("at most {MAX_ROWS} rows in a tree"), added.end));
-        }
-        let (mut start, mut alive) = (first, rows.vectors.len() / rows.dim);
-        for segment in change.tree().segments().iter().rev() {
-            if segment.alive() > alive || segment.len() > MERGED {
-                break;
-            }
-            start = segment.range().start;
-            alive += segment.alive();
-        }
-        let rows = if start < first { join(change.tree(), start..first, Some(rows), call)? } else { rows };
-        put(&mut change, start, &rows, call)?;
+        add_merged(&mut change, rows, usize::MAX, call)?;
+        change.reach(added.end)?;
         Ok((change.commit()?, added))
     }
 
-    /// The tree in one segment, without what was deleted: as quick as one that was built of the rows that are left.
-    /// Rows keep their numbers. Durable when it returns.
+    /// The tree without what was deleted, in as few segments as can be built within `memory_limit` bytes, if that is
+    /// given: as quick as one that was built of the rows that are left. Rows keep their numbers. Durable when it returns.
     ///
-    /// Errors: as [`Tree::append`].
-    pub fn compact(&self, call: &Call) -> Result<Tree> {
+    /// Errors: as [`Tree::append`], and [`Error::MemoryLimit`].
+    pub fn compact(&self, memory_limit: Option<u64>, call: &Call) -> Result<Tree> {
         let mut change = Change::start(self, "compact")?;
-        let tree = change.tree();
-        let all = 0..tree.len();
-        match tree.segments() {
-            [] => return Ok(change.into_tree()),
-            [one] if one.dead_count() == 0 && one.range() == all => return Ok(change.into_tree()),
-            _ => {}
+        let most = match memory_limit {
+            Some(limit) if self.path().is_some() => most_rows(limit, self.dim(), self.storage())?,
+            _ => usize::MAX,
+        };
+        let groups = groups(change.tree(), most);
+        if groups.is_empty() {
+            return Ok(change.into_tree());
         }
-        let rows = join(tree, all, None, call)?;
-        put(&mut change, 0, &rows, call)?;
+        for Group { rows, parts } in groups {
+            change.remove(rows.clone());
+            for part in 0..parts {
+                let cut = |part: usize| rows.start + (rows.len() as u128 * part as u128 / parts as u128) as usize;
+                let range = cut(part)..cut(part + 1);
+                if let Some(joined) = join(change.tree(), range.clone(), None, call)? {
+                    put(&mut change, range.start, &joined, call)?;
+                }
+            }
+        }
         change.commit()
+    }
+}
+
+/// Row numbers of neighboring segments that are built anew when a tree is compacted, as so many segments.
+struct Group {
+    rows: Range<usize>,
+    parts: usize,
+}
+
+/// What is to be built anew so that segments have at most so many rows that are not deleted: neighbors are joined as long
+/// as they fit; a segment that has no deleted rows and fits with none is left alone.
+fn groups(tree: &Tree, most: usize) -> Vec<Group> {
+    let (mut groups, mut at) = (Vec::new(), 0);
+    let segments = tree.segments();
+    while at < segments.len() {
+        let (mut end, mut alive) = (at, 0);
+        while end < segments.len() && (end == at || alive + segments[end].alive() <= most) {
+            alive += segments[end].alive();
+            end += 1;
+        }
+        let (rows, parts) = (segments[at].range().start..segments[end - 1].range().end, alive.div_ceil(most));
+        if parts > 1 || end - at > 1 || segments[at].dead_count() > 0 {
+            groups.push(Group { rows, parts });
+        }
+        at = end;
+    }
+    groups
+}
+
+/// Adds a piece behind all other rows.
+fn add(change: &mut Change, piece: &Piece, call: &Call) -> Result<()> {
+    let first = change.tree().len() + piece.first;
+    change.check_room(first + piece.rows.len())?;
+    put(change, first, &piece.rows, call)
+}
+
+/// Adds rows behind all others, in one segment with those before them that are no larger, if that has at most so many.
+fn add_merged(change: &mut Change, rows: Rows, most: usize, call: &Call) -> Result<()> {
+    let tree = change.tree();
+    let first = tree.len();
+    change.check_room(first + rows.len())?;
+    let (mut start, mut alive) = (first, rows.kept());
+    for segment in tree.segments().iter().rev() {
+        if segment.alive() > alive || segment.len() > MERGED || alive + segment.alive() > most {
+            break;
+        }
+        start = segment.range().start;
+        alive += segment.alive();
+    }
+    let rows = if start < first { join(tree, start..first, Some(rows), call)? } else { Some(rows) };
+    match rows {
+        Some(rows) => put(change, start, &rows, call),
+        None => Ok(()),
     }
 }
 
 /// Builds rows into the segment from row `first` on.
 fn put(change: &mut Change, first: usize, rows: &Rows, call: &Call) -> Result<()> {
-    let params: Params = change.params();
+    let params = change.params();
     let writer = change.writer()?;
     let built = segment(rows, &params, call)?;
     let stored = match writer {
@@ -80,62 +189,72 @@ fn put(change: &mut Change, first: usize, rows: &Rows, call: &Call) -> Result<()
     change.put(first, stored)
 }
 
-/// The rows of some numbers, of which those that cannot be found become skipped ones, and `more` behind them.
-fn join(tree: &Tree, range: Range<usize>, more: Option<Rows>, call: &Call) -> Result<Rows> {
-    let vectors = match tree.storage() {
-        Storage::Float16 => Vectors::F16(join_as(tree, &range, more.as_ref(), call)?),
-        Storage::Float32 => Vectors::F32(join_as(tree, &range, more.as_ref(), call)?),
-    };
-    let among = |segment: &&Segment| range.contains(&segment.range().start);
-    let segments: Vec<&Segment> = tree.segments().iter().filter(among).collect();
-    let mut norms = segments.iter().fold(NormRange::EMPTY, |norms, segment| norms.union(segment.norms.rows));
-    let mut skipped = Vec::new();
-    let mut next = range.start;
-    for segment in segments {
-        skipped.extend(next..segment.range().start);
-        for row in segment.range() {
-            if segment.position(row)?.is_none() {
-                skipped.push(row);
-            }
-        }
-        next = segment.range().end;
+/// The rows of some numbers, of which those that cannot be found become skipped ones, and `more` behind them; nothing
+/// if no row is left.
+fn join(tree: &Tree, range: Range<usize>, more: Option<Rows>, call: &Call) -> Result<Option<Rows>> {
+    match tree.storage() {
+        Storage::Float16 => join_as(tree, range, more, call, Vectors::F16),
+        Storage::Float32 => join_as(tree, range, more, call, Vectors::F32),
     }
-    skipped.extend(next..range.end);
-    let mut skipped: Vec<u32> = skipped.into_iter().map(|row| (row - range.start) as u32).collect();
+}
+
+fn join_as<E: Element>(
+    tree: &Tree,
+    range: Range<usize>,
+    more: Option<Rows>,
+    call: &Call,
+    vectors: impl Fn(Array<E>) -> Vectors,
+) -> Result<Option<Rows>> {
+    let d = tree.dim();
+    let mut typed = tree.typed::<E>()?;
+    typed.retain(|typed| typed.segment.range().start < range.end && range.start < typed.segment.range().end);
+    let (mut norms, mut skipped, mut alive) = (NormRange::EMPTY, Vec::new(), 0);
+    let each = |place: &mut dyn FnMut(usize, Option<&[E]>)| {
+        let mut next = range.start;
+        for Typed { segment, array } in &typed {
+            let own = segment.range();
+            let own = own.start.max(range.start)..own.end.min(range.end);
+            (next..own.start).for_each(|row| place(row, None));
+            for number in own.clone() {
+                if number % CHECKED == 0 {
+                    call.check()?;
+                }
+                let position = segment.position(number)?;
+                place(number, position.map(|position| row(array, position, d)).transpose()?);
+            }
+            next = own.end;
+        }
+        (next..range.end).for_each(|row| place(row, None));
+        Result::Ok(())
+    };
+    each(&mut |number, vector| match vector {
+        Some(_) => alive += 1,
+        None => skipped.push((number - range.start) as u32),
+    })?;
+    let more_vectors: &[E] = match more.as_ref().and_then(|more| more.vectors.array::<E>()) {
+        Some(array) => array.slice(0..array.len())?,
+        None => &[],
+    };
+    if alive == 0 && more_vectors.is_empty() {
+        return Ok(None);
+    }
+    call.phase("join", alive as u64);
+    let mut out = AlignedVec::<E>::zeroed(alive * d + more_vectors.len());
+    let mut at = 0;
+    each(&mut |_, vector| {
+        if let Some(vector) = vector {
+            out[at..at + d].copy_from_slice(vector);
+            at += d;
+            call.add(1);
+        }
+    })?;
+    out[at..].copy_from_slice(more_vectors);
+    for typed in &typed {
+        norms = norms.union(typed.segment.norms.rows);
+    }
     if let Some(more) = &more {
         norms = norms.union(more.norms);
         skipped.extend(more.skipped.iter().map(|row| *row + range.len() as u32));
     }
-    Ok(Rows { dim: tree.dim(), vectors, norms, skipped })
-}
-
-fn join_as<E: Element>(tree: &Tree, range: &Range<usize>, more: Option<&Rows>, call: &Call) -> Result<Array<E>> {
-    let d = tree.dim();
-    let typed = tree.typed::<E>()?;
-    let segments = typed.iter().filter(|typed| range.contains(&typed.segment.range().start));
-    let alive: usize = segments.clone().map(|typed| typed.segment.alive()).sum();
-    let more: &[E] = match more.and_then(|more| more.vectors.array::<E>()) {
-        Some(array) => array.slice(0..array.len())?,
-        None => &[],
-    };
-    let mut out = AlignedVec::<E>::zeroed(alive * d + more.len());
-    call.phase("join", alive as u64);
-    let mut places = out.chunks_exact_mut(d);
-    for typed in segments {
-        for row in typed.segment.range() {
-            if row % 4096 == 0 {
-                call.check()?;
-            }
-            if let Some(position) = typed.segment.position(row)?
-                && let Some(place) = places.next()
-            {
-                place.copy_from_slice(crate::vectors::row(typed.array, position, d)?);
-                call.add(1);
-            }
-        }
-    }
-    drop(places);
-    let start = out.len() - more.len();
-    out[start..].copy_from_slice(more);
-    Ok(Array::in_memory(out))
+    Ok(Some(Rows { dim: d, vectors: vectors(Array::in_memory(out)), norms, skipped }))
 }

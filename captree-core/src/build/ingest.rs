@@ -27,12 +27,36 @@ pub enum Batch<'a> {
 }
 
 impl Batch<'_> {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Batch::F16(x) => x.len(),
             Batch::BF16(x) => x.len(),
             Batch::F32(x) => x.len(),
             Batch::F64(x) => x.len(),
+        }
+    }
+
+    /// The bytes as they came.
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Batch::F16(x) => bytemuck::cast_slice(x),
+            Batch::BF16(x) => bytemuck::cast_slice(x),
+            Batch::F32(x) => bytemuck::cast_slice(x),
+            Batch::F64(x) => bytemuck::cast_slice(x),
+        }
+    }
+
+    /// So many coordinates, and those behind them.
+    pub(super) fn split_at(self, at: usize) -> (Self, Self) {
+        fn both<'a, T>(x: &'a [T], at: usize, of: impl Fn(&'a [T]) -> Batch<'a>) -> (Batch<'a>, Batch<'a>) {
+            let (head, tail) = x.split_at(at);
+            (of(head), of(tail))
+        }
+        match self {
+            Batch::F16(x) => both(x, at, Batch::F16),
+            Batch::BF16(x) => both(x, at, Batch::BF16),
+            Batch::F32(x) => both(x, at, Batch::F32),
+            Batch::F64(x) => both(x, at, Batch::F64),
         }
     }
 
@@ -47,7 +71,7 @@ impl Batch<'_> {
 }
 
 /// What becomes of rows that are not finite, zero or not of unit length.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Invalid {
     /// They are an error.
     #[default]
@@ -72,20 +96,18 @@ pub struct Ingest {
     normalize: bool,
     invalid: Invalid,
     dim: Option<usize>,
+    /// Rows that came, and how many of them were taken away again.
     rows: usize,
+    taken: usize,
+    storage: Storage,
     stored: Stored,
     norms: NormRange,
     bad: usize,
     named: Vec<(usize, RowFault)>,
+    /// Counted from the first row that was not taken.
     skipped: Vec<u32>,
     precision: Precision,
-    limit: Option<Limit>,
-}
-
-/// What [`Ingest::limit_memory`] keeps.
-struct Limit {
-    bytes: u64,
-    on_disk: bool,
+    limit: Option<u64>,
 }
 
 /// All rows, in input order, validated.
@@ -103,7 +125,12 @@ pub struct Rows {
 impl Rows {
     /// How many rows came, those that are not stored included.
     pub fn len(&self) -> usize {
-        self.vectors.len() / self.dim + self.skipped.len()
+        self.kept() + self.skipped.len()
+    }
+
+    /// How many of them are stored.
+    pub fn kept(&self) -> usize {
+        self.vectors.len() / self.dim
     }
 
     /// Whether no rows came; some always did.
@@ -112,26 +139,61 @@ impl Rows {
     }
 }
 
-/// Bytes that building a tree of `rows` rows takes: the rows, their sketches and the links between rows and positions;
-/// and the rows a second time, in tree order, unless the tree is written to disk.
-fn build_bytes(rows: usize, dim: usize, storage: Storage, on_disk: bool) -> u64 {
+/// Bytes that building a segment of so many rows takes: the rows, their sketches and the links between rows and
+/// positions; and the rows a second time, in tree order, unless the segment is written to disk.
+pub(super) fn build_bytes(rows: usize, dim: usize, storage: Storage, on_disk: bool) -> u64 {
     let stored = dim * storage.bytes() * if on_disk { 1 } else { 2 };
     (rows * (stored + sketch_bytes(dim) + 28)) as u64
+}
+
+impl Stored {
+    fn new(storage: Storage) -> Self {
+        match storage {
+            Storage::Float16 => Stored::F16(AlignedVec::default()),
+            Storage::Float32 => Stored::F32(AlignedVec::default()),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Stored::F16(v) => v.len(),
+            Stored::F32(v) => v.len(),
+        }
+    }
+
+    fn resize(&mut self, len: usize) {
+        match self {
+            Stored::F16(v) => v.resize(len),
+            Stored::F32(v) => v.resize(len),
+        }
+    }
+
+    fn into_vectors(self) -> Vectors {
+        match self {
+            Stored::F16(v) => Vectors::F16(Array::in_memory(v)),
+            Stored::F32(v) => Vectors::F32(Array::in_memory(v)),
+        }
+    }
+
+    fn reserve(&mut self, len: usize) {
+        match self {
+            Stored::F16(v) => v.reserve(len),
+            Stored::F32(v) => v.reserve(len),
+        }
+    }
 }
 
 impl Ingest {
     /// Rows will be stored as `storage`; with `normalize`, scaled to length 1 first.
     pub fn new(storage: Storage, normalize: bool) -> Self {
-        let stored = match storage {
-            Storage::Float16 => Stored::F16(AlignedVec::default()),
-            Storage::Float32 => Stored::F32(AlignedVec::default()),
-        };
         Ingest {
             normalize,
             invalid: Invalid::Error,
             dim: None,
             rows: 0,
-            stored,
+            taken: 0,
+            storage,
+            stored: Stored::new(storage),
             norms: NormRange::EMPTY,
             bad: 0,
             named: Vec::new(),
@@ -141,9 +203,9 @@ impl Ingest {
         }
     }
 
-    /// From here on, rows whose tree could not be built within `bytes` are an error as soon as they come.
-    pub fn limit_memory(&mut self, bytes: u64, on_disk: bool) {
-        self.limit = Some(Limit { bytes, on_disk });
+    /// From here on, rows whose tree could not be built in memory within `bytes` are an error as soon as they come.
+    pub fn limit_memory(&mut self, bytes: u64) {
+        self.limit = Some(bytes);
     }
 
     /// What becomes of bad rows from here on.
@@ -152,16 +214,10 @@ impl Ingest {
     }
 
     fn check_memory(&self, more: usize, dim: usize) -> Result<()> {
-        let storage = match self.stored {
-            Stored::F16(_) => Storage::Float16,
-            Stored::F32(_) => Storage::Float32,
-        };
         let rows = self.rows + more;
-        match &self.limit {
-            Some(limit) if build_bytes(rows, dim, storage, limit.on_disk) > limit.bytes => {
-                let (needed, on_disk) = (build_bytes(rows, dim, storage, limit.on_disk), limit.on_disk);
-                Err(Error::MemoryLimit { needed, limit: limit.bytes, rows, dim, on_disk })
-            }
+        let needed = build_bytes(rows, dim, self.storage, false);
+        match self.limit {
+            Some(limit) if needed > limit => Err(Error::MemoryLimit { needed, limit, rows, dim, on_disk: false }),
             _ => Ok(()),
         }
     }
@@ -169,6 +225,26 @@ impl Ingest {
     /// Rows pushed so far.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Rows that were not taken yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.rows - self.taken
+    }
+
+    /// Their dtype.
+    pub(super) fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// Counts rows that were dealt with before, good ones, before any come.
+    pub(super) fn pass_over(&mut self, rows: usize, dim: usize) {
+        (self.rows, self.taken, self.dim) = (self.rows + rows, self.taken + rows, Some(dim));
+    }
+
+    /// Room for so many rows, so that the memory for them is asked for once.
+    pub(super) fn reserve(&mut self, rows: usize, dim: usize) {
+        self.stored.reserve(rows * dim);
     }
 
     /// Adds a batch of rows of `dim` dims.
@@ -190,11 +266,8 @@ impl Ingest {
         }
         self.check_memory(batch.len() / dim, dim)?;
         self.precision = batch.precision();
-        let start = self.stored_len();
-        match &mut self.stored {
-            Stored::F16(v) => v.resize(start + batch.len()),
-            Stored::F32(v) => v.resize(start + batch.len()),
-        }
+        let (start, first) = (self.stored.len(), self.rows - self.taken);
+        self.stored.resize(start + batch.len());
         let (normalize, tolerance) = (self.normalize, batch.precision().tolerance());
         let reports = call.run(|| match (&mut self.stored, batch) {
             (Stored::F16(to), Batch::F16(from)) => convert(from, &mut to[start..], dim, tolerance, normalize),
@@ -215,42 +288,58 @@ impl Ingest {
         let room = NAMED - self.named.len();
         self.named.extend(bad.iter().take(room).map(|(r, fault)| (self.rows + r, *fault)));
         if self.invalid == Invalid::Skip && !bad.is_empty() {
-            self.skipped.extend(bad.iter().map(|(r, _)| (self.rows + r) as u32));
+            self.skipped.extend(bad.iter().map(|(r, _)| (first + r) as u32));
             match &mut self.stored {
                 Stored::F16(v) => remove(v, start, dim, &bad),
                 Stored::F32(v) => remove(v, start, dim, &bad),
             }
         }
         self.rows += batch.len() / dim;
+        if self.is_refused() {
+            // They are only counted from here on.
+            self.stored = Stored::new(self.storage);
+        }
+        Ok(())
+    }
+
+    /// Whether bad rows came that are an error.
+    pub(super) fn is_refused(&self) -> bool {
+        self.bad > 0 && self.invalid == Invalid::Error
+    }
+
+    /// The rows that came since the last ones were taken; nothing if none of them has a vector.
+    pub(super) fn take(&mut self) -> Option<Rows> {
+        let dim = self.dim?;
+        let stored = std::mem::replace(&mut self.stored, Stored::new(self.storage));
+        let (norms, skipped) = (self.norms, std::mem::take(&mut self.skipped));
+        (self.norms, self.taken) = (NormRange::EMPTY, self.rows);
+        let is_empty = stored.len() == 0;
+        let rows = Rows { dim, vectors: stored.into_vectors(), norms, skipped };
+        (!is_empty).then_some(rows)
+    }
+
+    /// Says which rows are bad, if that is an error, and whether there are any others.
+    ///
+    /// Errors: [`Error::InvalidVectors`] if none came, [`Error::BadRows`].
+    pub(super) fn check(&self) -> Result<()> {
+        if self.rows == 0 {
+            return Err(Error::vectors("at least one row", "none"));
+        }
+        if self.is_refused() || self.bad == self.rows {
+            return Err(Error::BadRows(BadRows {
+                bad: self.bad,
+                rows: self.rows,
+                first: self.named.clone(),
+                unit_within: (!self.normalize).then_some(self.precision),
+            }));
+        }
         Ok(())
     }
 
     /// The rows. Errors: [`Error::InvalidVectors`] if there are none or some are bad, naming the first of them.
-    pub fn finish(self) -> Result<Rows> {
-        let dim = match self.dim {
-            Some(dim) if self.rows > 0 => dim,
-            _ => return Err(Error::vectors("at least one row", "none")),
-        };
-        if self.bad > 0 && (self.invalid == Invalid::Error || self.bad == self.rows) {
-            return Err(Error::BadRows(BadRows {
-                bad: self.bad,
-                rows: self.rows,
-                first: self.named,
-                unit_within: (!self.normalize).then_some(self.precision),
-            }));
-        }
-        let vectors = match self.stored {
-            Stored::F16(v) => Vectors::F16(Array::in_memory(v)),
-            Stored::F32(v) => Vectors::F32(Array::in_memory(v)),
-        };
-        Ok(Rows { dim, vectors, norms: self.norms, skipped: self.skipped })
-    }
-
-    fn stored_len(&self) -> usize {
-        match &self.stored {
-            Stored::F16(v) => v.len(),
-            Stored::F32(v) => v.len(),
-        }
+    pub fn finish(mut self) -> Result<Rows> {
+        self.check()?;
+        self.take().ok_or_else(|| Error::vectors("at least one row", "none"))
     }
 }
 

@@ -1,12 +1,16 @@
 //! Building a tree: recursive spherical k-means over validated rows.
 
+mod building;
 mod change;
 mod ingest;
 mod kmeans;
+mod pieces;
 mod split;
 
 use std::path::Path;
 
+pub use building::{BuildOptions, Building};
+pub use change::Appending;
 pub use ingest::{Batch, Ingest, Invalid, Rows};
 
 use crate::control::Call;
@@ -14,8 +18,8 @@ use crate::error::Result;
 use crate::sketch::Sketch;
 use crate::store::{Array, FolderWriter};
 use crate::tree::{
-    Arrays, Extent, FIRST, Meta, NewFolders, NodeRecord, Norms, Params, Parts, SKIPPED, Stored, Tree, gather,
-    gather_all, write,
+    Arrays, Extent, FIRST, Meta, NewFolders, NewSegment, NewSegments, NodeRecord, Norms, Params, Parts, SKIPPED,
+    Stored, Tree, gather, gather_all, write,
 };
 use crate::vectors::{NormRange, Vectors, norm, row, with_elements};
 use split::{Layout, layout};
@@ -33,7 +37,9 @@ impl Tree {
         let new = NewFolders::create(out)?;
         let writer = new.segment(FIRST)?;
         segment(&rows, params, call)?.write(&rows, writer, call)?;
-        new.finish_one(rows.len(), rows.dim, rows.vectors.storage(), params)?;
+        let segments = vec![NewSegment { first: 0, rows: rows.len() }];
+        let done = NewSegments { dim: rows.dim, rows: rows.len(), segments, ..NewSegments::default() };
+        new.finish_with(&done, rows.vectors.storage(), params)?;
         Tree::open(out)
     }
 }

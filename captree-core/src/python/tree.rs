@@ -16,6 +16,7 @@ use crate::caps::Caps;
 use crate::control::Call;
 use crate::element::Storage;
 use crate::error::{Error, Result};
+use crate::memory::half_of_free;
 use crate::query::{DistanceType, Distances, SearchOptions};
 use crate::sample::SampleOptions;
 
@@ -45,10 +46,7 @@ impl Tree {
     }
 
     /// Puts what `change` makes of the tree in its place. One change at a time; called without the GIL.
-    pub fn change<R>(
-        &self,
-        change: impl FnOnce(&crate::tree::Tree) -> Result<(crate::tree::Tree, R)>,
-    ) -> Result<R> {
+    pub fn change<R>(&self, change: impl FnOnce(&crate::tree::Tree) -> Result<(crate::tree::Tree, R)>) -> Result<R> {
         let _one = self.change.lock().unwrap_or_else(|e| e.into_inner());
         let (tree, told) = change(&self.now())?;
         *self.tree.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(tree);
@@ -118,9 +116,16 @@ impl Tree {
         run_short(py, None, |_| self.change(|tree| tree.delete(rows)))
     }
 
-    #[pyo3(signature = (threads = None, progress = None))]
-    fn compact(&self, py: Python<'_>, threads: Option<usize>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
-        run(py, threads, progress, |call| self.change(|tree| Ok((tree.compact(call)?, ()))))
+    #[pyo3(signature = (memory_limit = None, threads = None, progress = None))]
+    fn compact(
+        &self,
+        py: Python<'_>,
+        memory_limit: Option<u64>,
+        threads: Option<usize>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let limit = memory_limit.or_else(half_of_free);
+        run(py, threads, progress, |call| self.change(|tree| Ok((tree.compact(limit, call)?, ()))))
     }
 
     /// Removes files that nobody needs; returns their bytes.

@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 
 use super::lock::WriterLock;
 use super::sibling::{NEW, OLD, Sibling, failed, parent, remove_leftovers, sync_folder};
-use super::versions::{self, is_of_tree};
+use super::versions::{self, JOB, is_of_tree};
 use crate::error::{Error, Result};
 
 /// A folder that becomes a tree; nothing appears at the tree's path before [`NewTree::finish`].
@@ -29,15 +29,27 @@ impl NewTree {
     /// [`Error::Io`] if the parent folder is missing or not writable, or if `path` holds anything but a readable
     /// captree tree, which is then left untouched.
     pub fn create(path: &Path) -> Result<Self> {
-        let target = match path.canonicalize() {
-            Ok(found) => found,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => path.to_owned(),
-            Err(e) => return Err(failed(path, e)),
-        };
+        let target = target_of(path)?;
         remove_leftovers(&target);
         occupant(path)?;
         let temp = Sibling::create(&target, NEW)?;
         Ok(NewTree { target, temp })
+    }
+
+    /// Goes on with a folder that a process left behind, of which `read` tells something.
+    ///
+    /// # Errors
+    /// As [`NewTree::create`].
+    pub fn resume<R>(path: &Path, read: impl Fn(&Path) -> Option<R>) -> Result<Option<(Self, R)>> {
+        let target = target_of(path)?;
+        occupant(path)?;
+        let found = Sibling::left_behind(&target, NEW, read);
+        Ok(found.map(|(temp, told)| (NewTree { target, temp }, told)))
+    }
+
+    /// From here on the folder stays when it is dropped, for [`NewTree::resume`].
+    pub fn stay(&mut self) {
+        self.temp.stay();
     }
 
     /// The hidden folder.
@@ -59,7 +71,16 @@ impl NewTree {
     /// [`Error::Io`], [`Error::Locked`] if another process changes the old tree. The path then holds what it held
     /// before, unless the message says otherwise.
     pub fn finish(self) -> Result<()> {
+        let _ = fs::remove_file(self.temp.path().join(JOB));
         install(self.temp, &self.target)
+    }
+}
+
+/// The path itself, or what a link there leads to.
+fn target_of(path: &Path) -> Result<PathBuf> {
+    match path.canonicalize() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(path.to_owned()),
+        found => found.map_err(|e| failed(path, e)),
     }
 }
 
@@ -111,7 +132,7 @@ fn stranger(tree: &Path) -> io::Result<Option<PathBuf>> {
 }
 
 /// Renames the finished folder to `target`, replacing the tree that is there.
-fn install(temp: Sibling, target: &Path) -> Result<()> {
+fn install(mut temp: Sibling, target: &Path) -> Result<()> {
     let old = match occupant(target)? {
         Occupant::Nothing => None,
         Occupant::EmptyFolder => {
@@ -126,12 +147,12 @@ fn install(temp: Sibling, target: &Path) -> Result<()> {
         }
     };
     if let Err(e) = fs::rename(temp.path(), target) {
-        if let Some(aside) = old
+        if let Some(mut aside) = old
             && fs::rename(aside.tree(), target).is_err()
         {
             // Whatever happened, the old tree is not ours to lose.
             let kept = aside.tree();
-            aside.keep();
+            aside.stay();
             return Err(failed(
                 target,
                 io::Error::new(e.kind(), format!("{e}; the old tree is at {}", kept.display())),
@@ -140,7 +161,7 @@ fn install(temp: Sibling, target: &Path) -> Result<()> {
         return Err(failed(target, e));
     }
     // Its name is free again, and not ours to clean up.
-    temp.keep();
+    temp.stay();
     sync_folder(parent(target));
     match old.map(|aside| (aside.path().to_owned(), aside.close())) {
         Some((aside, Err(e))) => Err(Error::io(

@@ -5,8 +5,6 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
-
 use super::versions::{CURRENT, is_of_tree};
 use crate::error::{Error, Result};
 
@@ -17,12 +15,21 @@ pub(super) const NEW: &str = "new";
 /// Folders in which the tree that is replaced waits for its end.
 pub(super) const OLD: &str = "old";
 
-/// A folder beside a tree, on its file system; removed when dropped.
+/// A folder beside a tree, on its file system; removed when dropped, unless it may stay.
 #[derive(Debug)]
 pub(super) struct Sibling {
-    folder: TempDir,
+    folder: PathBuf,
+    stays: bool,
     /// Holds the lock; none where the system cannot lock folders.
     _lock: Option<File>,
+}
+
+impl Drop for Sibling {
+    fn drop(&mut self) {
+        if !self.stays {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
 }
 
 impl Sibling {
@@ -42,13 +49,31 @@ impl Sibling {
             let taken = lock.as_ref().is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
             // Another writer that looked between the two steps took it for a leftover.
             if !taken && folder.path().exists() {
-                return Ok(Sibling { folder, _lock: lock.ok() });
+                return Ok(Sibling { folder: folder.keep(), stays: false, _lock: lock.ok() });
             }
         }
     }
 
+    /// One that a process left behind, of which `read` tells something.
+    pub fn left_behind<R>(target: &Path, kind: &str, read: impl Fn(&Path) -> Option<R>) -> Option<(Self, R)> {
+        let prefix = prefix(target, kind)?;
+        for entry in parent(target).read_dir().ok()?.flatten() {
+            if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+                continue;
+            }
+            let folder = entry.path();
+            let lock = File::open(&folder).ok().filter(|lock| lock.try_lock().is_ok());
+            if let Some(lock) = lock
+                && let Some(told) = read(&folder)
+            {
+                return Some((Sibling { folder, stays: true, _lock: Some(lock) }, told));
+            }
+        }
+        None
+    }
+
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.folder
     }
 
     /// Where a tree that is replaced waits.
@@ -56,14 +81,15 @@ impl Sibling {
         self.path().join(TREE)
     }
 
-    /// Leaves the folder, or whatever has its name by now, where it is.
-    pub fn keep(self) -> PathBuf {
-        self.folder.keep()
+    /// The folder, or whatever has its name by then, stays where it is.
+    pub fn stay(&mut self) {
+        self.stays = true;
     }
 
     /// Removes the folder.
-    pub fn close(self) -> io::Result<()> {
-        self.folder.close()
+    pub fn close(mut self) -> io::Result<()> {
+        self.stays = true;
+        fs::remove_dir_all(&self.folder)
     }
 }
 

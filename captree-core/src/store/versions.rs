@@ -34,6 +34,8 @@ pub(super) const LOCK: &str = "LOCK";
 pub const SEGMENTS: &str = "segments";
 /// The folder of sets of deleted rows.
 pub const DELETED: &str = "deleted";
+/// What a build notes that can be gone on with; only in folders that are no trees yet.
+pub const JOB: &str = "job.json";
 /// Ends the names of sets of deleted rows.
 const SET: &str = ".roaring";
 /// Ends the names of files that are not whole yet.
@@ -71,7 +73,7 @@ pub(super) fn is_of_tree(path: &Path, is_folder: bool) -> bool {
     let whole = |name: &str| name.strip_suffix(ASIDE).unwrap_or(name).to_owned();
     match parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>()[..] {
         [name] if is_folder => name == SEGMENTS || name == DELETED,
-        [LOCK] => true,
+        [LOCK] | [JOB] => true,
         [name] => whole(name) == CURRENT || number_of(&whole(name)).is_some(),
         [SEGMENTS, name] => is_folder && numbered(name, "", ""),
         [SEGMENTS, _, name] => !is_folder && (name == MANIFEST_FILE || name.ends_with(".npy")),

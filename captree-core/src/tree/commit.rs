@@ -10,7 +10,8 @@ use roaring::RoaringBitmap;
 use super::manifest::{DeletedEntry, Manifest, segment_path};
 use super::open::write_deleted;
 use super::{Params, Segment, Stored, Tree};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::limits::MAX_ROWS;
 use crate::store::{self, FolderWriter, WriterLock};
 
 /// A change of a tree that is being made. Dropped before [`Change::commit`], it leaves the tree as it was.
@@ -100,10 +101,23 @@ impl Change {
         let segment = Segment::new(Arc::new(stored), first, Arc::clone(&self.deleted), 0);
         let range = segment.range();
         self.remove(range.clone());
-        self.rows = self.rows.max(range.end);
         let at = self.segments.partition_point(|(_, other)| other.range().start < range.start);
         self.segments.insert(at, (number, segment));
         Ok(())
+    }
+
+    /// Errors unless a tree may have so many rows.
+    pub fn check_room(&self, rows: usize) -> Result<()> {
+        match rows {
+            0..=MAX_ROWS => Ok(()),
+            _ => Err(Error::vectors(format!("at most {MAX_ROWS} rows in a tree"), rows)),
+        }
+    }
+
+    /// Row numbers below this are those of the tree, with or without vectors.
+    pub fn reach(&mut self, rows: usize) -> Result<()> {
+        self.rows = self.rows.max(rows);
+        self.check_room(self.rows)
     }
 
     /// Takes out the segments among some rows.

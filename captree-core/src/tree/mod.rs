@@ -36,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::store::Array;
 use crate::vectors::row;
 use open::Place;
-pub(crate) use open::{FIRST, NewFolders};
+pub(crate) use open::{FIRST, NewFolders, NewSegment, NewSegments};
 
 /// An index over unit vectors. Immutable; every method may run on many threads at once.
 pub struct Tree {

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::manifest::{DeletedEntry, Manifest, SegmentEntry, deleted_path, segment_path};
 use super::{Params, Segment, Stored, Tree};
 use crate::control::Call;
 use crate::element::Storage;
 use crate::error::{Error, Result};
-use crate::store::{self, DELETED, FolderWriter, NewTree, SEGMENTS, Version, from_hex};
+use crate::store::{self, DELETED, FolderWriter, JOB, NewTree, SEGMENTS, Version, from_hex};
 
 /// Where a tree lies, and in which state it was opened.
 pub(super) struct Place {
@@ -168,6 +170,11 @@ impl NewFolders {
         Ok(NewFolders(new))
     }
 
+    /// The hidden folder that the tree grows in.
+    pub fn folder(&self) -> &Path {
+        self.0.folder()
+    }
+
     /// Starts the folder of a segment.
     pub fn segment(&self, number: u64) -> Result<FolderWriter> {
         FolderWriter::create(&self.0.folder().join(segment_path(number)), self.0.target())
@@ -181,16 +188,80 @@ impl NewFolders {
         self.0.finish()
     }
 
-    /// The same for a new tree of one segment that lies in the folder of number [`FIRST`], of `rows` row numbers.
-    pub fn finish_one(self, rows: usize, dim: usize, storage: Storage, params: &Params) -> Result<()> {
-        let manifest = Manifest {
-            segments: vec![SegmentEntry { number: FIRST, first: 0, rows, dead: 0 }],
-            ..Tree { rows, dim, storage, params: *params, segments: Vec::new(), deleted: Arc::default(), place: None }
-                .manifest(&[], None)
+    /// The same for a new tree of these segments.
+    pub fn finish_with(self, new: &NewSegments, storage: Storage, params: &Params) -> Result<()> {
+        let (folder, about) = (self.0.folder(), self.0.target());
+        let empty = Tree {
+            rows: new.rows,
+            dim: new.dim,
+            storage,
+            params: *params,
+            segments: Vec::new(),
+            deleted: Arc::default(),
+            place: None,
         };
-        store::commit(self.0.folder(), self.0.target(), FIRST, &manifest)?;
+        let entry = |(number, segment): (u64, &NewSegment)| SegmentEntry {
+            number,
+            first: segment.first,
+            rows: segment.rows,
+            dead: 0,
+        };
+        let segments = (FIRST..).zip(&new.segments).map(entry).collect();
+        store::commit(folder, about, FIRST, &Manifest { segments, ..empty.manifest(&[], None) })?;
         self.0.finish()
     }
+
+    /// Starts a tree at `path`, or goes on with one that was started for the same `job` and has not become whole.
+    pub fn resume<J: Serialize + DeserializeOwned + PartialEq>(path: &Path, job: &J) -> Result<(Self, NewSegments)> {
+        let found = NewTree::resume(path, |folder| {
+            let text = fs::read(folder.join(JOB)).ok()?;
+            let (found, done): (J, NewSegments) = serde_json::from_slice(&text).ok()?;
+            // A segment that is not whole would be found too late.
+            let opens = |number| Stored::open(&folder.join(segment_path(number)), path).is_ok();
+            (found == *job && (FIRST..).zip(&done.segments).all(|(number, _)| opens(number))).then_some(done)
+        })?;
+        match found {
+            Some((new, done)) => {
+                let folders = fs::read_dir(new.folder().join(SEGMENTS)).into_iter().flatten().flatten();
+                for entry in folders {
+                    let number = entry.file_name().to_string_lossy().parse::<u64>().ok();
+                    if number.is_none_or(|number| number >= FIRST + done.segments.len() as u64) {
+                        fs::remove_dir_all(entry.path()).map_err(|e| cannot_write(path, e))?;
+                    }
+                }
+                Ok((NewFolders(new), done))
+            }
+            None => Ok((NewFolders::create(path)?, NewSegments::default())),
+        }
+    }
+
+    /// Notes for [`NewFolders::resume`] what is done; from then on the folder stays if the build ends before its time.
+    pub fn note<J: Serialize>(&mut self, job: &J, done: &NewSegments) -> Result<()> {
+        let text = serde_json::to_vec(&(job, done)).map_err(|e| Error::parameter("job", "JSON", e))?;
+        store::write_file(self.0.folder(), self.0.target(), JOB, &text)?;
+        self.0.stay();
+        Ok(())
+    }
+}
+
+/// Segments of a tree that is being built, in folders numbered from [`FIRST`] on, and what they were made from.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct NewSegments {
+    pub dim: usize,
+    /// Rows that came so far, those without vectors included.
+    pub rows: usize,
+    /// Rows of a segment at most; none if the number was not limited.
+    pub most: Option<usize>,
+    /// XXH3-64 of these rows as they came.
+    pub input: u64,
+    pub segments: Vec<NewSegment>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NewSegment {
+    pub first: usize,
+    pub rows: usize,
 }
 
 fn cannot_write(path: &Path, source: std::io::Error) -> Error {

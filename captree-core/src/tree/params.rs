@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::limits::{DEFAULT_LEAF_SIZE, MAX_FANOUT, MIN_FANOUT};
 
 /// How a tree is built.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Params {
     /// Children of an inner node, [`MIN_FANOUT`] to [`MAX_FANOUT`].
     pub fanout: usize,
