@@ -424,7 +424,7 @@ class Tree:
         outside = (index < 0) | (index >= len(self))
         if bool(outside.any()):
             raise RowIndexError(f"expected rows in [0, {len(self)}), got {index[outside].flat[0]}", parameter="rows")
-        return np.ascontiguousarray(index, dtype=np.int64)
+        return index.astype(np.int64, order="C")
 
     def append(
         self,

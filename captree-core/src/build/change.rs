@@ -33,8 +33,8 @@ pub struct Appending {
 }
 
 impl Appending {
-    /// Starts with no rows. `memory_limit` is the bytes that building may hold, if that is limited; rows are stored like
-    /// those of the tree.
+    /// Starts with no rows. `memory_limit` is the bytes that building may hold, if that is limited; rows are stored
+    /// like those of the tree.
     pub fn start(base: Arc<Tree>, normalize: bool, invalid: Invalid, memory_limit: Option<u64>) -> Self {
         let mut ingest = Ingest::new(base.storage(), normalize);
         ingest.set_invalid(invalid);
@@ -97,7 +97,8 @@ impl Tree {
     }
 
     /// The tree without what was deleted, in as few segments as can be built within `memory_limit` bytes, if that is
-    /// given: as quick as one that was built of the rows that are left. Rows keep their numbers. Durable when it returns.
+    /// given: as quick as one that was built of the rows that are left. Rows keep their numbers. Durable when it
+    /// returns.
     ///
     /// Errors: as [`Tree::append`], and [`Error::MemoryLimit`].
     pub fn compact(&self, memory_limit: Option<u64>, call: &Call) -> Result<Tree> {
@@ -130,8 +131,8 @@ struct Group {
     parts: usize,
 }
 
-/// What is to be built anew so that segments have at most so many rows that are not deleted: neighbors are joined as long
-/// as they fit; a segment that has no deleted rows and fits with none is left alone.
+/// What is to be built anew so that segments have at most so many rows that are not deleted: neighbors are joined as
+/// long as they fit; a segment that has no deleted rows and fits with none is left alone.
 fn groups(tree: &Tree, most: usize) -> Vec<Group> {
     let (mut groups, mut at) = (Vec::new(), 0);
     let segments = tree.segments();

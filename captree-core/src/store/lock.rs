@@ -1,4 +1,5 @@
-//! One writer at a time: a lock on a file of the tree, which the system takes back when its process ends, however it does.
+//! One writer at a time: a lock on a file of the tree, which the system takes back when its process ends, however it
+//! does.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};

@@ -9,8 +9,8 @@
 //! | `LOCK` | the lock of the one process that may write ([`super::WriterLock`]) |
 //!
 //! A change writes new files, makes them durable, and renames a new `CURRENT` over the old one: before that the tree is
-//! what it was, afterwards what it has become, whatever happens in between. A reader holds a shared lock on its manifest;
-//! files are removed once no manifest names them that is current or held.
+//! what it was, afterwards what it has become, whatever happens in between. A reader holds a shared lock on its
+//! manifest; files are removed once no manifest names them that is current or held.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -138,14 +138,17 @@ fn current(folder: &Path) -> Result<(u64, u64)> {
     };
     let text = String::from_utf8_lossy(&text);
     let parts = text.strip_suffix('\n').and_then(|line| line.split_once(' '));
-    let found = parts.and_then(|(name, checksum)| {
-        let number = number_of(name).filter(|number| manifest_name(*number) == name)?;
-        Some((number, from_hex(checksum)?))
-    });
-    found.ok_or_else(|| {
+    let found = parts.and_then(|(name, checksum)| Some((number_of(name)?, from_hex(checksum)?)));
+    // Each state has one text: a damaged one must not pass for another way to write it.
+    found.filter(|(number, checksum)| *text == line_of(*number, *checksum)).ok_or_else(|| {
         let reason = format!("{CURRENT}: expected a manifest's name and checksum, found {:?}", text.trim_end());
         Error::Corrupt { path: folder.to_owned(), reason }
     })
+}
+
+/// What `CURRENT` holds.
+fn line_of(number: u64, checksum: u64) -> String {
+    format!("{} {}\n", manifest_name(number), to_hex(checksum))
 }
 
 /// The manifest's file with a shared lock; nothing if it is gone or about to go.
@@ -186,7 +189,7 @@ fn open<B: DeserializeOwned>(folder: &Path, number: u64, mut hold: File, checksu
 pub fn commit<B: Serialize>(folder: &Path, about: &Path, number: u64, body: &B) -> Result<()> {
     let (name, text) = (manifest_name(number), to_text(body)?);
     write_file(folder, about, &name, text.as_bytes())?;
-    let line = format!("{name} {}\n", to_hex(xxh3_64(text.as_bytes())));
+    let line = line_of(number, xxh3_64(text.as_bytes()));
     write_file(folder, about, CURRENT, line.as_bytes())
 }
 
