@@ -19,7 +19,22 @@ from captree.cli._verbs import make_parser
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-VERBS = ("build", "info", "verify", "count", "search", "sample", "pairs", "bench", "plot", "demo")
+VERBS = (
+    "build",
+    "append",
+    "delete",
+    "compact",
+    "vacuum",
+    "info",
+    "verify",
+    "count",
+    "search",
+    "sample",
+    "pairs",
+    "bench",
+    "plot",
+    "demo",
+)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ use crate::store::Array;
 use crate::tree::{Change, Tree, Typed};
 use crate::vectors::{NormRange, Vectors, row};
 
-/// A larger segment stays as it is until the tree is compacted: building it again takes seconds.
+/// Segments stay as they are until the tree is compacted where more row numbers would be joined: building takes seconds.
 const MERGED: usize = 1 << 16;
 
 /// Rows that are copied between two looks at whether to stop.
@@ -165,7 +165,7 @@ fn add_merged(change: &mut Change, rows: Rows, most: usize, call: &Call) -> Resu
     change.check_room(first + rows.len())?;
     let (mut start, mut alive) = (first, rows.kept());
     for segment in tree.segments().iter().rev() {
-        if segment.alive() > alive || segment.len() > MERGED || alive + segment.alive() > most {
+        if segment.alive() > alive || start - segment.range().start > MERGED || alive + segment.alive() > most {
             break;
         }
         start = segment.range().start;
