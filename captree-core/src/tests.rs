@@ -1,5 +1,5 @@
-//! Whole trees against a naive oracle: every query, on rows that are random, equal, opposite or clustered, built at once
-//! or appended, some of them deleted.
+//! Whole trees against a naive oracle: every query, on rows that are random, equal, opposite or clustered, built at
+//! once or appended, some of them deleted.
 
 use proptest::prelude::*;
 

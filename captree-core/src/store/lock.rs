@@ -1,4 +1,4 @@
-//! One writer at a time: a lock on a file of the tree, which the system takes back when its process ends, however it does.
+//! One writer at a time: a lock on a file of the tree, which the system takes back when its process ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};

@@ -9,8 +9,8 @@
 //! | `LOCK` | the lock of the one process that may write ([`super::WriterLock`]) |
 //!
 //! A change writes new files, makes them durable, and renames a new `CURRENT` over the old one: before that the tree is
-//! what it was, afterwards what it has become, whatever happens in between. A reader holds a shared lock on its manifest;
-//! files are removed once no manifest names them that is current or held.
+//! what it was, afterwards what it has become, whatever happens in between. A reader holds a shared lock on its
+//! manifest; files are removed once no manifest names them that is current or held.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};

@@ -91,11 +91,9 @@ impl Tree {
             // Rows that were deleted before the segment was built are skipped ones in it.
             let skipped = deleted_here.checked_sub(entry.dead);
             if entry.dead >= stored.kept() || skipped.is_none_or(|n| n > stored.len() - stored.kept()) {
-                let of = format!("{deleted_here} of {} rows, {} with vectors", stored.len(), stored.kept());
-                return Err(corrupt(format!(
-                    "segment {}: {} stored rows of {of}, are deleted",
-                    entry.number, entry.dead
-                )));
+                let found = format!("{deleted_here} of {} rows, {} with vectors", stored.len(), stored.kept());
+                let (number, dead) = (entry.number, entry.dead);
+                return Err(corrupt(format!("segment {number}: expected {dead} deleted with vectors, found {found}")));
             }
             segments.push(Segment::new(stored, entry.first, Arc::clone(&deleted), entry.dead));
         }
