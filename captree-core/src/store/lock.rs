@@ -1,5 +1,4 @@
-//! One writer at a time: a lock on a file of the tree, which the system takes back when its process ends, however it
-//! does.
+//! One writer at a time: a lock on a file of the tree, which the system takes back when its process ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
@@ -25,14 +24,11 @@ impl WriterLock {
     /// [`Error::Locked`] if another writer has it, with what that one said of itself; [`Error::Io`].
     pub fn take(folder: &Path, what: &str) -> Result<Self> {
         let path = folder.join(LOCK);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|e| failed(folder, e))?;
+        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = open().map_err(|e| failed(folder, e))?;
         match file.try_lock() {
+            // A tree that was replaced meanwhile: its lock is not that of the new one.
+            Ok(()) if !is_at(&file, &path) => return WriterLock::take(folder, what),
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
@@ -47,6 +43,23 @@ impl WriterLock {
         let _ = file.set_len(0).and_then(|()| file.write_all(name(what).as_bytes()));
         Ok(WriterLock { _file: file })
     }
+}
+
+/// Whether a file is still the one at a path.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), path.metadata()) {
+        (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),
+        (_, Err(e)) => e.kind() != std::io::ErrorKind::NotFound,
+        _ => true,
+    }
+}
+
+/// Elsewhere a folder with an open file cannot be renamed.
+#[cfg(not(unix))]
+fn is_at(_file: &File, _path: &Path) -> bool {
+    true
 }
 
 /// What a writer says of itself.

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 const FORMAT: &str = "captree";
 
 /// A manifest larger than this is not one: a petabyte of arrays needs less.
-const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+pub(super) const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
 /// What every version of the manifest has, read before anything else.
 #[derive(Deserialize)]

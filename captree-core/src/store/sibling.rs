@@ -120,12 +120,29 @@ pub(super) fn remove_leftovers(target: &Path) {
 
 /// Whether nothing but what writers put there is in a folder: a name alone is no proof that it is one of theirs.
 fn holds_a_tree(folder: &Path) -> bool {
-    let of_tree = |entry: io::Result<fs::DirEntry>| {
-        let entry = entry?;
-        let name = PathBuf::from(entry.file_name());
-        io::Result::Ok(name == Path::new(TREE) || is_of_tree(&name, entry.file_type()?.is_dir()))
+    let old = folder.join(TREE);
+    let whole = match old.symlink_metadata() {
+        Ok(found) => found.is_dir() && folder.read_dir().is_ok_and(|entries| entries.count() == 1),
+        Err(_) => return matches!(stranger(folder), Ok(None)),
     };
-    folder.read_dir().is_ok_and(|mut entries| entries.all(|entry| of_tree(entry).unwrap_or(false)))
+    whole && matches!(stranger(&old), Ok(None))
+}
+
+/// Something in the folder of a tree, or in a folder of that, which no tree has.
+pub(super) fn stranger(tree: &Path) -> io::Result<Option<PathBuf>> {
+    let mut folders = vec![PathBuf::new()];
+    while let Some(inside) = folders.pop() {
+        for entry in tree.join(&inside).read_dir()? {
+            let entry = entry?;
+            let path = inside.join(entry.file_name());
+            match entry.file_type()?.is_dir() {
+                is_folder if !is_of_tree(&path, is_folder) => return Ok(Some(path)),
+                true => folders.push(path),
+                false => {}
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// How the names of such folders begin.

@@ -1,5 +1,4 @@
-//! The tree: a list of segments, each a tree of spherical caps over the next row numbers, and the rows that were
-//! deleted.
+//! The tree: a list of segments, each a tree of spherical caps over the next row numbers, and the deleted rows.
 //!
 //! A [`Tree`] never changes: [`Tree::append`], [`Tree::delete`] and [`Tree::compact`] give another one, which shares
 //! what stayed as it was. Every query asks the segments one after the other and adds, joins or compares what they give.
