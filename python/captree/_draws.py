@@ -200,28 +200,27 @@ class RowDrawer:
             left = left[~(found | none)]
             if not left.size:
                 return rows, empty
-        for places in self._groups(caps, left):
-            listed = self.tree.search(caps[places], distances=None, threads=self.threads)
-            for i, (inside, _) in zip(places.tolist(), listed, strict=True):
-                weights = self._weights[inside]
-                if self.exclude:
-                    weights = np.where(np.isin(inside, sources[i]), 0.0, weights)
-                total = np.cumsum(weights / self._most)
-                if total[-1] > 0.0:
-                    place = int(np.searchsorted(total, rng.random() * total[-1], side="right"))
-                    rows[i] = inside[min(place, inside.size - 1)]
+        for i, inside in self.listed(caps, left):
+            weights = self._weights[inside]
+            if self.exclude:
+                weights = np.where(np.isin(inside, sources[i]), 0.0, weights)
+            total = np.cumsum(weights / self._most)
+            if total[-1] > 0.0:
+                place = int(np.searchsorted(total, rng.random() * total[-1], side="right"))
+                rows[i] = inside[min(place, inside.size - 1)]
         return rows, empty
 
-    def _groups(self, caps: Caps, places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """Caps in groups whose rows are few enough to be listed together; a larger cap is a group of its own."""
+    def listed(self, caps: Caps, places: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Places of caps, in order, each with all rows inside; caps are searched together as far as memory allows."""
         counts = self.tree.count(caps[places], threads=self.threads)
         start = held = 0
-        for i, count in enumerate(counts.tolist()):
-            if held and held + count > _LISTED:
-                yield places[start:i]
+        for i, count in enumerate([*counts.tolist(), _LISTED + 1]):
+            if i > start and held + count > _LISTED:
+                group = places[start:i]
+                found = self.tree.search(caps[group], distances=None, threads=self.threads)
+                yield from ((place, rows) for place, (rows, _) in zip(group.tolist(), found, strict=True))
                 start, held = i, 0
             held += count
-        yield places[start:]
 
     def _sample(self, caps: Caps, k: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """`k` distinct rows of each cap, from a seed of their own."""

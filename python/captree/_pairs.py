@@ -303,7 +303,7 @@ def _check_same_pairs(folder: PairsFolder, batch: Batch, stop: int) -> None:
     """Compares a batch that was drawn again with its pairs that are stored, those before the number `stop`."""
     old, size = folder.read(batch.first, stop), stop - batch.first
     new = Lines(batch.rows[:size], batch.caps.centers[:size], batch.caps.max_cos_distance[:size].astype(np.float32))
-    if all(map(np.array_equal, old, new)):
+    if all(np.array_equal(getattr(old, column), getattr(new, column)) for column in Lines._fields):
         return
     raise InvalidParameterError(
         f"expected pairs {batch.first} to {stop - 1} as they are stored in {folder.path}, got others when they were "

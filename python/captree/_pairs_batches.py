@@ -143,20 +143,17 @@ class Batches:
 
         `left` is how often rows might be given before the batch; it is brought forward, cap by cap.
         """
-        drawer = self._drawer
+        places = good[pairs]
+        places = places[drawn.rows[places] >= 0]
         upto = 0
-        for pair in pairs.tolist():
-            place = int(good[pair])
-            if drawn.rows[place] < 0:
-                continue
+        for place, rows in self._drawer.listed(drawn.caps, places):
             given = drawn.rows[upto:place]
             take(left, given[given >= 0])
             upto = place
-            rows = drawer.tree.search(drawn.caps[place], distances=None, threads=drawer.threads).rows
-            if drawer.exclude:
+            if self._drawer.exclude:
                 rows = rows[~np.isin(rows, drawn.sources[place])]
             share = float((left[rows] == 0).mean())
-            skew = self.tally.skew[self._tenth(done + pair)]
+            skew = self.tally.skew[self._tenth(done + int(np.searchsorted(good, place)))]
             skew[:3] = skew[0] + 1, skew[1] + share, max(skew[2], share)
 
 

@@ -82,8 +82,7 @@ class PairsFolder:
             self._load()
         elif any(path.iterdir()):
             raise InvalidParameterError(
-                f"expected an empty folder, or one that write_pairs has begun to fill, got {path}, which has other files "
-                "in it",
+                f"expected an empty folder, or one with pairs of the same call, got {path} with other files in it",
                 parameter="out",
             )
         else:
@@ -113,8 +112,8 @@ class PairsFolder:
         self._save()
 
     def forget(self) -> None:
-        """Leaves the folder as empty as it was, where no file is listed."""
-        if not self.shards:
+        """Leaves the folder as empty as it was, where no file is listed; not where only the first one was deleted."""
+        if not self.shards and all(file == self.file(0) for file in self.path.glob("part-*.parquet")):
             self.file(0).unlink(missing_ok=True)
             self._state.unlink(missing_ok=True)
 
