@@ -141,7 +141,8 @@ class RowDrawer:
                 return int(rng.choice(free))
             if rows.size < _FEW:
                 return -1  # these were all rows of the cap
-        free = self._free(self.tree.search(cap, distances=None, threads=self.threads).rows, sources)
+        # Sorted, so that the choice does not depend on the tree's shape.
+        free = np.sort(self._free(self.tree.search(cap, distances=None, threads=self.threads).rows, sources))
         return int(rng.choice(free)) if free.size else -1
 
     def _free(self, rows: NDArray[np.int64], sources: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -195,12 +196,13 @@ class RowDrawer:
                 accepted &= (drawn[:, :, None] != sources[left][:, None, :]).all(axis=2)
             none = drawn[:, 0] < 0
             empty[left[none]] = True
-            found = accepted.any(axis=1) & ~none
-            rows[left[found]] = drawn[found, accepted[found].argmax(axis=1)]
-            left = left[~(found | none)]
+            some = accepted.any(axis=1) & ~none
+            rows[left[some]] = drawn[some, accepted[some].argmax(axis=1)]
+            left = left[~(some | none)]
             if not left.size:
                 return rows, empty
-        for i, inside in self.listed(caps, left):
+        for i, found in self.listed(caps, left):
+            inside = np.sort(found)  # so that the choice does not depend on the tree's shape
             weights = self._weights[inside]
             if self.exclude:
                 weights = np.where(np.isin(inside, sources[i]), 0.0, weights)
