@@ -371,6 +371,7 @@ def test_the_used_share_of_caps_is_measured(small, tmp_path, uses, centers):
         assert part.mean == pytest.approx(expected[tenth == i].mean(), rel=1e-12)
         assert part.largest == expected[tenth == i].max()
     assert sum(part.exhausted_caps for part in report.skew_by_tenth) == report.exhausted_caps
+    assert report.skew_by_tenth[0].exhausted_caps < report.skew_by_tenth[9].exhausted_caps
 
 
 def test_sources_are_no_rows_of_a_measured_cap(small, tmp_path):

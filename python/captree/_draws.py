@@ -52,7 +52,7 @@ class RowDrawer:
         left: unsigned (n,), how often each row may still be given; counted down as rows are given. None: any number
             of times.
         weights: float64 (n,), rows of a cap are drawn in proportion to them; None draws them alike.
-        keep_empty: an empty cap is wanted as one with a row is.
+        keep_empty: whether empty caps are kept, which centers that know their rows cannot tell from others.
         threads: at most this many.
     """
 
@@ -82,7 +82,7 @@ class RowDrawer:
         centers: Centers | None,
         wanted: int,
     ) -> Drawn:
-        """A row or -1 for each of `n` caps, of which the first `wanted` that are worth writing count as given."""
+        """A row or -1 for each of `n` caps; no more than the first `wanted` rows count as given."""
         block = cap_block(self.tree, n, caps_key, radii, centers, single=True, threads=self.threads)
         caps = Caps._wrap(block.centers, block.bounds)
         rng = np.random.default_rng(rows_key)
@@ -100,7 +100,7 @@ class RowDrawer:
             allowed = (drawn >= 0) & (drawn[:, :, None] != block.sources[again][:, None, :]).all(axis=2)
             rows[again] = _pick(drawn, allowed, rng)
         if self.left is not None:
-            rows = self._draw_unused(caps, block.sources, rows, empty, rng, wanted)
+            rows = self._draw_unused(caps, block.sources, rows, rng, wanted)
         return Drawn(rows, caps, empty, block.sources)
 
     def _draw_unused(
@@ -108,7 +108,6 @@ class RowDrawer:
         caps: Caps,
         sources: NDArray[np.int64],
         rows: NDArray[np.int64],
-        empty: NDArray[np.bool_],
         rng: np.random.Generator,
         wanted: int,
     ) -> NDArray[np.int64]:
@@ -118,10 +117,9 @@ class RowDrawer:
         candidates = np.flatnonzero(rows >= 0)
         retry = candidates[occurrences(rows[candidates]) >= left[rows[candidates]]]
         few = dict(zip(retry.tolist(), self._sample(caps[retry], _FEW, rng), strict=True))
-        ahead = np.cumsum(empty) if self.keep_empty else np.zeros(len(rows), np.int64)
         found = 0
         for i in candidates.tolist():
-            if found + ahead[i] >= wanted:
+            if found == wanted:
                 rows[i] = -1
             elif not left[rows[i]]:
                 rows[i] = self._unused_row(caps[i], sources[i], few.get(i), rng)
