@@ -56,9 +56,10 @@ class PairsSkew:
     """How far ``replace=False`` moves the law of the row, given the cap, from uniform over all rows inside.
 
     When a cap is drawn, u of its m rows inside may not be used any more, and its row is uniform over the other m - u.
-    The total variation distance of this law from uniform over the m is u / m, the used share: it is 0 for a law that
-    is uniform over all rows inside, and the probability that a uniform draw would have met a used row. It is counted
-    exactly, for a random sample of the pairs. With ``exclude_sources=True`` the sources are not among the m.
+    The total variation distance of this law from uniform over the m is u / m, the used share: the probability that a
+    uniform draw would have met a used row. It is counted exactly, for a random sample of the pairs. It is the distance
+    given the pairs before; over many seeds these differ, and the mean law is at most as far from uniform. With
+    ``exclude_sources=True`` the sources are not among the m.
 
     Attributes:
         pairs: pairs of this part of the run.
