@@ -133,7 +133,7 @@ def test_exclude_sources_drops_caps_with_nothing_else(small, tmp_path):
         row = rng.integers(0, 40, n)
         return kept[row], np.stack([row, row], axis=1)
 
-    with pytest.raises(InvalidParameterError, match=r"100\d\d\d caps one after the other.*wrote 0 of 10 pairs"):
+    with pytest.raises(InvalidParameterError, match=r"100\d\d\d caps one after the other.*after 0 of 10 pairs"):
         write_pairs(small, tmp_path, 10, radii=1e-3, centers=centers, exclude_sources=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -199,7 +199,7 @@ def test_without_replacement_and_without_sources(small, tmp_path):
 
 def test_used_up_caps_end_with_an_error(small, tmp_path):
     center = all_rows(small)[0].astype(np.float32)
-    with pytest.raises(InvalidParameterError, match=r"caps one after the other.*wrote \d+ of 40"):
+    with pytest.raises(InvalidParameterError, match=r"caps one after the other.*after \d+ of 40 pairs"):
         write_pairs(small, tmp_path, 40, replace=False, radii=0.2, centers=lambda rng, t, n: np.tile(center, (n, 1)))
 
 

@@ -284,6 +284,14 @@ def test_what_a_killed_run_left_besides_is_removed(tree, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".pairs.json", "part-00000.parquet"]
 
 
+def test_files_of_others_stay_whatever_their_names(tree, tmp_path):
+    for name in ("notes.txt", ".part-00000.parquet.tmp"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(InvalidParameterError, match=r"out: expected an empty folder.*got .* with other files in it"):
+        write_pairs(tree, tmp_path, 50)
+    assert files(tmp_path) == {".part-00000.parquet.tmp": b"mine", "notes.txt": b"mine"}
+
+
 # ---- damaged
 
 

@@ -116,7 +116,7 @@ class Batches:
                 self._measure(drawn, good, measured[measured < done + good.size] - done, left, done)
             fruitless = 0 if good.size else fruitless + size
             if fruitless >= CAPS_WITHOUT_ROW:
-                raise InvalidParameterError(f"{fruitless} {NO_ROWS}; wrote {done} of {n} pairs")
+                raise InvalidParameterError(f"{fruitless} {NO_ROWS}, after {done} of {n} pairs")
             if good.size:
                 yield Batch(number, done, before, drawn.rows[good], drawn.caps[good])
                 done += good.size

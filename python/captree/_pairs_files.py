@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -75,17 +75,18 @@ class PairsFolder:
         self.shards: list[Shard] = []
         self.totals: dict[str, Any] | None = None
         self._job = job
-        for pattern in _TEMPORARY:
-            for left_over in path.glob(pattern):
-                left_over.unlink()
-        if self._state.exists():
+        left_over = {file for pattern in _TEMPORARY for file in path.glob(pattern)}
+        begun = self._state.exists()
+        if begun:
             self._load()
-        elif any(path.iterdir()):
+        elif set(path.iterdir()) - left_over:
             raise InvalidParameterError(
                 f"expected an empty folder, or one with pairs of the same call, got {path} with other files in it",
                 parameter="out",
             )
-        else:
+        for file in left_over:
+            file.unlink()
+        if not begun:
             self._save()
 
     @property
@@ -161,7 +162,7 @@ class PairsFolder:
         return self.path / STATE
 
     def _save(self) -> None:
-        shards = [asdict(shard) for shard in self.shards]
+        shards = [vars(shard) for shard in self.shards]
         content = json.dumps({"job": self._job, "shards": shards, "totals": self.totals})
         about = {"captree_pairs": _VERSION, "sha256": hashlib.sha256(content.encode()).hexdigest()}
         temporary = self.path / _TEMPORARY[0]
