@@ -257,7 +257,7 @@ def test_rows_of_several_uses_are_uniform_over_those_left(small, tmp_path):
     center = all_rows(small)[0].astype(np.float32)
     inside = oracle(all_rows(small), Caps(center, 0.4)).rows
     table = np.zeros((2, inside.size))
-    for seed in range(400):
+    for seed in range(200):
         out = tmp_path / str(seed)
         size = 2 * inside.size
         options = {"radii": 0.4, "centers": lambda rng, t, n: np.tile(center, (n, 1))}
