@@ -412,7 +412,7 @@ def test_other_trees(tree, tmp_path):
     for changed, says in (
         (captree.build(vectors[:-1]), "tree: expected one with rows 420, as the pairs in .* got 419"),
         (captree.build(vectors, storage="float32"), "tree: expected one with storage float16, .* got float32"),
-        (captree.build(holes, invalid="skip"), "tree: expected one with skipped 0, .* got 1"),
+        (captree.build(holes, invalid="skip"), "tree: expected one with absent 0, .* got 1"),
         (captree.build(other), r"tree: expected one with vectors \w+, .* got \w+"),
     ):
         with pytest.raises(InvalidParameterError, match=says):

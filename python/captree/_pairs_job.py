@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captree._centers import Slerp, kept_rows, nth_kept
+from captree._centers import Slerp, absent_rows, kept_rows, nth_kept
 from captree.errors import InvalidParameterError
 
 if TYPE_CHECKING:
@@ -36,10 +36,11 @@ def fingerprint(tree: Tree) -> dict[str, Any]:
     """
     places = np.unique(np.linspace(0, kept_rows(tree) - 1, _FINGERPRINT_ROWS).astype(np.int64))
     digest = hashlib.sha256(tree.take(nth_kept(tree, places)).tobytes())
-    digest.update(tree.skipped.tobytes())
+    absent = absent_rows(tree)
+    digest.update(absent.tobytes())
     return {
         "rows": len(tree),
-        "skipped": int(tree.skipped.size),
+        "absent": int(absent.size),
         "dim": tree.dim,
         "storage": tree.storage,
         "vectors": digest.hexdigest()[:16],
