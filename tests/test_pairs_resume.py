@@ -146,8 +146,8 @@ def test_killed_by_ctrl_c(tree, tmp_path):
     options = {**RUNS["once"], "seed": 3}
     write_pairs(tree, tmp_path / "whole", **options)
     with child(tree, tmp_path / "stopped", options) as process:
-        while not process.stdout.readline().startswith("pairs 2"):  # the callback sleeps, so more is to come
-            pass
+        # The callback sleeps after each line, so more is to come.
+        assert any(line.startswith("pairs 2") for line in process.stdout), process.stderr.read()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in err

@@ -260,7 +260,7 @@ class ShardWriter:
         if self._writer is not None:
             with suppress(Exception):
                 self._writer.close()
-            self._temporary().unlink(missing_ok=True)
+        self._temporary().unlink(missing_ok=True)
 
     def write(self, rows: NDArray[np.int64], caps: Caps, more: tuple[NDArray[Any], ...], batch: Batch) -> None:
         """Appends the last pairs of a batch, with the arrays of further columns."""
