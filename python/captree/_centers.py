@@ -117,8 +117,8 @@ class UniformInCap:
                 raise InvalidParameterError(
                     f"expected {len(tree)}, one per row, got {self._cumulated.size}", parameter="weights"
                 )
-            if self.weights is not None and self.weights[tree.skipped].any():
-                raise InvalidParameterError("expected 0 for rows that were skipped", parameter="weights")
+            if self.weights is not None and self.weights[absent_rows(tree)].any():
+                raise InvalidParameterError("expected 0 for rows that were skipped or deleted", parameter="weights")
             place = np.searchsorted(self._cumulated, choice.random(n) * self._cumulated[-1], side="right")
             rows = np.minimum(place, len(tree) - 1).astype(np.int64)
         sources = np.stack([rows, np.full(n, -1)], axis=1)
@@ -221,7 +221,7 @@ class Shifted:
 
 def absent_rows(tree: Tree) -> NDArray[np.int64]:
     """Sorted row numbers that have no vector in the tree; they lie in no cap."""
-    return tree.skipped
+    return tree._absent()
 
 
 def kept_rows(tree: Tree) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import captree
+from captree._centers import kept_rows
 from captree._files import load_npy
 from captree.cli import _text as text
 from captree.cli._files import read_columns
@@ -140,7 +141,7 @@ def delete(args: argparse.Namespace) -> None:
     rows = np.concatenate([_row_numbers(given) for given in args.rows])
     tree = captree.open(args.tree)
     deleted = tree.delete(rows)
-    left = len(tree) - tree.deleted.size - tree.skipped.size
+    left = kept_rows(tree)
     if args.json:
         text.print_json({"tree": args.tree, "deleted": deleted, "left": left})
     else:
