@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::Path;
 
-use super::sibling::failed;
+use super::sibling::{failed, leads_to};
 use super::versions::LOCK;
 use crate::error::{Error, Result};
 
@@ -24,24 +24,28 @@ impl WriterLock {
     /// [`Error::Locked`] if another writer has it, with what that one said of itself; [`Error::Io`].
     pub fn take(folder: &Path, what: &str) -> Result<Self> {
         let path = folder.join(LOCK);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|e| failed(folder, e))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // Who only just took it has not written its name yet.
-                let _ = file.take(MAX_NAME).read_to_string(&mut holder);
-                let holder = if holder.is_empty() { "another process".into() } else { holder };
-                return Err(Error::Locked { path: folder.to_owned(), holder });
+        let mut file = loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(|e| failed(folder, e))?;
+            match file.try_lock() {
+                Ok(()) if leads_to(&path, &file) => break file,
+                // A build put another tree in its place in between, which has a lock of its own.
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let mut holder = String::new();
+                    // Who only just took it has not written its name yet.
+                    let _ = file.take(MAX_NAME).read_to_string(&mut holder);
+                    let holder = if holder.is_empty() { "another process".into() } else { holder };
+                    return Err(Error::Locked { path: folder.to_owned(), holder });
+                }
+                Err(TryLockError::Error(e)) => return Err(failed(folder, e)),
             }
-            Err(TryLockError::Error(e)) => return Err(failed(folder, e)),
-        }
+        };
         // For the message above alone.
         let _ = file.set_len(0).and_then(|()| file.write_all(name(what).as_bytes()));
         Ok(WriterLock { _file: file })

@@ -54,7 +54,8 @@ pub use lock::WriterLock;
 pub(crate) use manifest::from_hex;
 pub use scratch::ScratchWriter;
 pub use versions::{
-    DELETED, JOB, Names, SEGMENTS, Version, checksum_of, clean, commit, read, read_file, read_version, write_file,
+    DELETED, JOB, Names, SEGMENTS, Version, checksum_of, clean, commit, is_in_place, read, read_file, read_version,
+    write_file,
 };
 pub use writer::{ArrayWriter, FolderWriter};
 

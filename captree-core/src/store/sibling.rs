@@ -138,6 +138,21 @@ pub(super) fn parent(target: &Path) -> &Path {
     target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Whether a path leads to this open file, and not to one that has taken its name since.
+pub(super) fn leads_to(path: &Path, file: &File) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+        matches!((path.metadata(), file.metadata()), (Ok(a), Ok(b)) if same(&a, &b))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        path.exists()
+    }
+}
+
 /// What to say when a tree cannot be written.
 pub(super) fn failed(target: &Path, source: io::Error) -> Error {
     Error::io(format!("cannot write the tree {}", target.display()), source)

@@ -23,7 +23,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::MANIFEST_FILE;
 use super::manifest::{from_hex, parse, read_text, to_hex, to_text};
-use super::sibling::{failed, sync_folder};
+use super::sibling::{failed, leads_to, sync_folder};
 use crate::error::{Error, Result};
 
 /// Names the manifest that counts.
@@ -73,8 +73,8 @@ pub(super) fn is_of_tree(path: &Path, is_folder: bool) -> bool {
     let whole = |name: &str| name.strip_suffix(ASIDE).unwrap_or(name).to_owned();
     match parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>()[..] {
         [name] if is_folder => name == SEGMENTS || name == DELETED,
-        [LOCK] | [JOB] => true,
-        [name] => whole(name) == CURRENT || number_of(&whole(name)).is_some(),
+        [LOCK] => true,
+        [name] => whole(name) == CURRENT || whole(name) == JOB || number_of(&whole(name)).is_some(),
         [SEGMENTS, name] => is_folder && numbered(name, "", ""),
         [SEGMENTS, _, name] => !is_folder && (name == MANIFEST_FILE || name.ends_with(".npy")),
         [DELETED, name] => !is_folder && numbered(&whole(name), "", SET),
@@ -99,7 +99,11 @@ pub fn read<B: DeserializeOwned>(folder: &Path) -> Result<Version<B>> {
     loop {
         let (number, checksum) = current(folder)?;
         match held(folder, number)? {
-            Some(hold) => return open(folder, number, hold, Some(checksum)),
+            Some(hold) => match open(folder, number, hold, Some(checksum)) {
+                // A build put another tree in its place in between.
+                Err(Error::Corrupt { .. }) if start.elapsed() < PATIENCE && current(folder)? != (number, checksum) => {}
+                opened => return opened,
+            },
             // A writer removed it after it was named here: by now another one is.
             None if start.elapsed() < PATIENCE && current(folder)?.0 != number => {}
             None => return Err(gone(folder, number)),
@@ -160,8 +164,13 @@ fn held(folder: &Path, number: u64) -> Result<Option<File>> {
         // Where the system cannot lock, open maps keep removed files alive all the same.
         Ok(()) | Err(TryLockError::Error(_)) => {}
     }
-    // Numbers are not used twice: what is there now is what was locked.
-    Ok(path.exists().then_some(file))
+    Ok(leads_to(&path, &file).then_some(file))
+}
+
+/// Whether the tree at `folder` is still the one in which the manifest `hold` of this number was opened: a build may put
+/// another one in its place, which numbers its states and segments anew.
+pub fn is_in_place(folder: &Path, number: u64, hold: &File) -> bool {
+    leads_to(&folder.join(manifest_name(number)), hold)
 }
 
 fn open<B: DeserializeOwned>(folder: &Path, number: u64, mut hold: File, checksum: Option<u64>) -> Result<Version<B>> {
@@ -233,12 +242,14 @@ pub fn clean<B: Names>(folder: &Path) -> Result<u64> {
     };
     for path in entries(folder) {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.ends_with(ASIDE) && is_of_tree(Path::new(&name), false) {
+        if name == JOB || (name.ends_with(ASIDE) && is_of_tree(Path::new(&name), false)) {
             freed += remove(&path);
         }
         let Some(number) = number_of(&name) else { continue };
+        // Locked until it is gone: a reader that comes in between must not take it for one that stays.
+        let file = File::open(&path);
         let in_use = number == newest
-            || File::open(&path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+            || file.as_ref().is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
         if !in_use {
             freed += remove(&path);
             continue;

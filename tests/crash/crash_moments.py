@@ -1,0 +1,125 @@
+"""Moments in the life of another process: after so much time, or when it has changed so many files."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import struct
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_CREATE, _MOVED, _CLOSED, _DELETE, _IS_FOLDER = 0x100, 0xC0, 0x8, 0x200, 0x40000000
+"""Events of Linux's inotify: a file or folder was made, renamed, closed after writing, removed."""
+
+SEES_FILES = sys.platform == "linux"
+"""Elsewhere moments are told by time alone."""
+
+
+class Watch:
+    """Counts the changes below a folder as they happen; folders that come are watched too."""
+
+    def __init__(self, folder: Path) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._queue = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        assert self._queue >= 0, os.strerror(ctypes.get_errno())
+        self._folders: dict[int, Path] = {}
+        self.count = 0
+        self._add(folder)
+
+    def _add(self, folder: Path) -> None:
+        number = self._libc.inotify_add_watch(self._queue, os.fsencode(folder), _CREATE | _MOVED | _CLOSED | _DELETE)
+        if number >= 0:  # otherwise it is gone already
+            self._folders[number] = folder
+            for inner in _folders_in(folder):
+                self._add(inner)
+
+    def wait(self, seconds: float) -> None:
+        """Until something happens, or for so long."""
+        if not select.select([self._queue], [], [], seconds)[0]:
+            return
+        data = os.read(self._queue, 1 << 16)
+        at = 0
+        while at < len(data):
+            number, mask, _, size = struct.unpack_from("iIII", data, at)
+            name = data[at + 16 : at + 16 + size].rstrip(b"\0")
+            at += 16 + size
+            self.count += 1
+            if mask & _IS_FOLDER and mask & (_CREATE | _MOVED) and number in self._folders:
+                self._add(self._folders[number] / os.fsdecode(name))
+
+    def close(self) -> None:
+        os.close(self._queue)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return [entry for entry in folder.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+
+
+@dataclass(frozen=True)
+class Life:
+    """How long an operation takes when nothing disturbs it."""
+
+    seconds: float
+    changes: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to disturb it: `after` seconds after the change of files with this number, or after its start if that is 0."""
+
+    changes: int
+    after: float
+
+    def __str__(self) -> str:
+        return f"{self.after * 1e3:.2f} ms after " + (f"change {self.changes} of files" if self.changes else "the start")
+
+
+def random_moment(life: Life, rng: np.random.Generator) -> Moment:
+    """Half of them fall anywhere in time, half close behind one of the changes of files, which takes little time."""
+    if SEES_FILES and life.changes and rng.random() < 0.5:
+        return Moment(int(rng.integers(1, life.changes + 1)), float(rng.choice([0.0, rng.uniform(0, 0.002)])))
+    return Moment(0, float(rng.uniform(0, life.seconds * 1.05)))
+
+
+def live(folder: Path, start: Callable[[], object], wait: Callable[[], object]) -> Life:
+    """Measures something that changes files below a folder."""
+    watch = Watch(folder) if SEES_FILES else None
+    began = time.perf_counter()
+    start()
+    wait()
+    seconds = time.perf_counter() - began
+    if watch is None:
+        return Life(seconds, 0)
+    seen = -1
+    while seen != watch.count:
+        seen = watch.count
+        watch.wait(0.01)
+    watch.close()
+    return Life(seconds, watch.count)
+
+
+def at(folder: Path, moment: Moment, start: Callable[[], object], life: Life, act: Callable[[], object]) -> None:
+    """Starts something, and acts at a moment of its life; if it changes fewer files than that, after twice its time."""
+    watch = Watch(folder) if moment.changes else None
+    began = time.perf_counter()
+    start()
+    if watch is not None:
+        last = began + 2 * life.seconds + 0.05
+        while watch.count < moment.changes and time.perf_counter() < last:
+            watch.wait(max(last - time.perf_counter(), 0.0))
+        watch.close()
+        began = time.perf_counter()
+    # A process that sleeps wakes up too late.
+    while time.perf_counter() < began + moment.after:
+        left = began + moment.after - time.perf_counter()
+        time.sleep(max(left - 0.002, 0.0) if left > 0.004 else 0.0)
+    act()
