@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,16 +15,16 @@ CRASHES = int(os.environ.get("CAPTREE_CRASHES", "40"))
 
 
 @pytest.fixture(scope="session")
-def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Children]:
-    one = Children(tmp_path_factory.mktemp("children"))
+def children() -> Iterator[Children]:
+    one = Children()
     yield one
     one.close()
 
 
 @pytest.fixture(scope="session")
-def more_children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Children]:
+def more_children() -> Iterator[Children]:
     """For a second process beside the first."""
-    one = Children(tmp_path_factory.mktemp("children"))
+    one = Children()
     yield one
     one.close()
 
@@ -33,7 +34,12 @@ def crashes() -> int:
     return CRASHES
 
 
-@pytest.fixture(scope="session")
-def kept_trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for trees that several tests copy."""
-    return tmp_path_factory.mktemp("kept")
+@pytest.fixture
+def quick_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one, for tests that ask nothing of a disk and write a lot."""
+    memory = Path("/dev/shm")
+    if not (memory.is_dir() and os.access(memory, os.W_OK)):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)

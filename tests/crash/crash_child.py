@@ -6,9 +6,10 @@ milliseconds, so that the moments of its life can be told apart.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,11 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from crash_checks import answers
+from crash_operations import LIMIT, OPERATIONS, ROWS
+
+import captree
 
 DONE, FAILED, REFUSED, STOPPED = 0, 1, 3, 4
 """How a child ends: as it should, in an error that is no captree error, in one that is, by Ctrl-C."""
@@ -31,8 +37,8 @@ class End:
 
     code: int
     """One of the codes above; the negative number of the signal that killed it."""
-    text: str
-    """The error's type and message."""
+    value: Any
+    """What it found, or its error's type and message."""
 
     @property
     def was_killed(self) -> bool:
@@ -42,45 +48,38 @@ class End:
 class Children:
     """Starts children, one at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        self._text = folder / f"error-{id(self)}.txt"
+    def __init__(self) -> None:
         command = [sys.executable, "-W", "ignore::DeprecationWarning", __file__]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._line() == "ready"
-
-    def _line(self) -> str:
+        assert self._server.stdin is not None
         assert self._server.stdout is not None
-        return self._server.stdout.readline().strip()
+        self._orders, self._answers = self._server.stdin, self._server.stdout
+        assert self._answers.readline() == "ready\n"
+
+    def _ask(self, order: Any) -> Any:
+        self._orders.write(json.dumps(order) + "\n")
+        self._orders.flush()
+        return json.loads(self._answers.readline())
 
     def start(self, name: str, path: Path, **how: Any) -> int:
         """Begins an operation, or another of the functions below; returns the process id."""
-        self._text.unlink(missing_ok=True)
-        assert self._server.stdin is not None
-        order = {"name": name, "path": str(path), "text": str(self._text), **how}
-        self._server.stdin.write(json.dumps(order) + "\n")
-        self._server.stdin.flush()
-        return int(self._line())
+        return int(self._ask({"name": name, "path": str(path), **how}))
 
     def wait(self) -> End:
         """The end of the child that was started last."""
-        assert self._server.stdin is not None
-        self._server.stdin.write("null\n")
-        self._server.stdin.flush()
-        status = int(self._line())
-        text = self._text.read_text() if self._text.exists() else ""
-        assert os.waitstatus_to_exitcode(status) != FAILED, text
-        return End(os.waitstatus_to_exitcode(status), text)
+        status, value = self._ask(None)
+        end = End(os.waitstatus_to_exitcode(status), pickle.loads(bytes.fromhex(value)) if value else None)
+        assert end.code != FAILED, end.value
+        return end
 
     def do(self, name: str, path: Path, **how: Any) -> End:
         self.start(name, path, **how)
         return self.wait()
 
     def close(self) -> None:
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.close()
+        self._orders.close()
         self._server.wait()
-        self._server.stdout.close()
+        self._answers.close()
 
 
 def wait_for(file: Path) -> None:
@@ -96,10 +95,10 @@ def wait_for(file: Path) -> None:
 
 def hold(path: Path, order: dict[str, Any]) -> None:
     """Compacts a tree, and stands still in the middle of it until the file `go` is there."""
-    import captree
 
     def progress(phase: str, done: int, total: int) -> None:
-        if (path / "LOCK").exists() and (path / "LOCK").read_text().startswith(f"process {os.getpid()} "):
+        lock = path / "LOCK"
+        if lock.exists() and lock.read_text().startswith(f"process {os.getpid()} "):
             Path(order["held"]).touch()
             wait_for(Path(order["go"]))
 
@@ -108,9 +107,6 @@ def hold(path: Path, order: dict[str, Any]) -> None:
 
 def append_often(path: Path, order: dict[str, Any]) -> None:
     """Appends rows one by one, and tries again whenever another process is at it."""
-    import captree
-    from crash_operations import ROWS
-
     tree = captree.open(path)
     for row in range(order["start"], order["stop"]):
         while True:
@@ -121,119 +117,107 @@ def append_often(path: Path, order: dict[str, Any]) -> None:
                 time.sleep(0.001)
 
 
-def read(path: Path, order: dict[str, Any]) -> None:
-    """Opens a tree, then waits for the file `go` before it asks anything; writes the answers to a file."""
-    import pickle
+def delete_often(path: Path, order: dict[str, Any]) -> None:
+    """Deletes rows one by one."""
+    tree = captree.open(path)
+    for row in range(order["start"], order["stop"]):
+        tree.delete([row])
 
-    import captree
-    from crash_checks import answers
 
+def replace_often(path: Path, order: dict[str, Any]) -> None:
+    """Builds two trees of one shape in turn."""
+    for start in order["starts"]:
+        captree.build(ROWS[start : start + 3000], out=path, memory_limit=LIMIT)
+
+
+def read_late(path: Path, order: dict[str, Any]) -> Any:
+    """Opens a tree, then waits for the file `go` before it touches any of its files."""
     tree = captree.open(path)
     pickled = Path(order["pickled"])
-    (pickled.with_suffix(".part")).write_bytes(pickle.dumps(tree))
-    (pickled.with_suffix(".part")).rename(pickled)
+    pickled.with_suffix(".part").write_bytes(pickle.dumps(tree))
+    pickled.with_suffix(".part").rename(pickled)
     wait_for(Path(order["go"]))
     tree.verify()
-    Path(order["answers"]).write_bytes(pickle.dumps(answers(tree, order["seed"])))
+    return answers(tree, order["seed"])
 
 
-def unpickle(path: Path, order: dict[str, Any]) -> None:
-    """Opens the tree of a pickle; writes its answers to a file."""
-    import pickle
-
-    from crash_checks import answers
-
+def unpickle(path: Path, order: dict[str, Any]) -> Any:
+    """Opens the tree of a pickle."""
     tree = pickle.loads(Path(order["pickled"]).read_bytes())
-    Path(order["answers"]).write_bytes(pickle.dumps(answers(tree, order["seed"])))
+    tree.verify()
+    return answers(tree, order["seed"])
 
 
-def only_read(path: Path, order: dict[str, Any]) -> None:
-    """Opens and asks a tree; writes its answers to the file that is open already."""
-    import pickle
-
-    import captree
-    from crash_checks import answers
-
+def read(path: Path, order: dict[str, Any]) -> Any:
+    """Opens and asks a tree."""
     tree = captree.open(path)
     tree.verify()
-    with os.fdopen(order["into"], "wb") as file:
-        file.write(pickle.dumps(answers(tree, order["seed"])))
+    return answers(tree, order["seed"])
 
 
-def perform(order: dict[str, Any]) -> None:
+def perform(order: dict[str, Any]) -> Any:
     """What a child does."""
-    from crash_operations import OPERATIONS
-
     path = Path(order["path"])
-    if order.get("most_bytes") is not None:
-        import resource
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if "most_bytes" in order:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["most_bytes"], resource.RLIM_INFINITY))
-    if "into" in order:
-        order["into"] = os.open(order["into"], os.O_WRONLY | os.O_CREAT)
     if order.get("without_rights") and os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-    last: list[str] = []
+    phases: list[str] = []
 
     def progress(phase: str, done: int, total: int) -> None:
-        if phase not in last:
-            last.append(phase)
+        if phase not in phases:
+            phases.append(phase)
         if phase == order.get("stop_in"):
             os.kill(os.getpid(), signal.SIGINT)
 
-    function = globals().get(order["name"].replace(" ", "_"))
     if order["name"] in OPERATIONS:
         OPERATIONS[order["name"]].run(path, progress)
-    else:
-        function(path, order)
+        return phases
+    return globals()[order["name"]](path, order)
 
 
-def child(order: dict[str, Any]) -> int:
-    import captree
+def child(order: dict[str, Any]) -> tuple[int, Any]:
 
-    # Opened before rights are given up.
-    with open(order["text"], "w") as text:  # noqa: PTH123
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            perform(order)
-        except KeyboardInterrupt:
-            return STOPPED
-        except captree.CaptreeError as error:
-            with contextlib.suppress(OSError):
-                text.write(f"{type(error).__name__}: {error}")
-            return REFUSED
-        except BaseException:
-            with contextlib.suppress(OSError):
-                text.write(traceback.format_exc())
-            return FAILED
-    return DONE
+    # A write beyond the limit of file sizes is to fail like one on a full disk.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return DONE, perform(order)
+    except KeyboardInterrupt:
+        return STOPPED, None
+    except captree.CaptreeError as error:
+        return REFUSED, f"{type(error).__name__}: {error}"
+    except BaseException:
+        return FAILED, traceback.format_exc()
 
 
 def serve() -> None:
-    import crash_checks  # noqa: F401
-    import crash_operations  # noqa: F401
-
+    """Forks a child for each order; asked for nothing, waits for the last one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("ready", flush=True)  # noqa: T201
-    pid = 0
+    pid = value = 0
     for line in sys.stdin:
         order = json.loads(line)
         if order is None:
+            with os.fdopen(value, "rb") as file:
+                text = file.read().hex()
             # Not before: until then the number stands for this child, and for no other process.
-            print(os.waitpid(pid, 0)[1], flush=True)  # noqa: T201
-            continue
-        pid = os.fork()
-        if pid == 0:
-            code = FAILED
-            try:
-                code = child(order)
-            finally:
-                os._exit(code)
-        print(pid, flush=True)  # noqa: T201
+            answer: Any = os.waitpid(pid, 0)[1], text
+        else:
+            value, into = os.pipe()
+            pid = answer = os.fork()
+            if pid == 0:
+                code = FAILED
+                try:
+                    code, found = child(order)
+                    with os.fdopen(into, "wb") as file:
+                        file.write(pickle.dumps(found))
+                finally:
+                    os._exit(code)
+            os.close(into)
+        print(json.dumps(answer), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

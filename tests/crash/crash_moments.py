@@ -74,13 +74,15 @@ class Life:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to disturb it: `after` seconds after the change of files with this number, or after its start if that is 0."""
+    """When to disturb it: `after` seconds after the change of files with this number; 0 stands for its start."""
 
     changes: int
     after: float
 
     def __str__(self) -> str:
-        return f"{self.after * 1e3:.2f} ms after " + (f"change {self.changes} of files" if self.changes else "the start")
+        return f"{self.after * 1e3:.2f} ms after " + (
+            f"change {self.changes} of files" if self.changes else "the start"
+        )
 
 
 def random_moment(life: Life, rng: np.random.Generator) -> Moment:
@@ -107,11 +109,11 @@ def live(folder: Path, start: Callable[[], object], wait: Callable[[], object]) 
     return Life(seconds, watch.count)
 
 
-def at(folder: Path, moment: Moment, start: Callable[[], object], life: Life, act: Callable[[], object]) -> None:
-    """Starts something, and acts at a moment of its life; if it changes fewer files than that, after twice its time."""
+def at(folder: Path, moment: Moment, life: Life, start: Callable[[], int], act: Callable[[int], object]) -> None:
+    """Starts a process, and acts on it at a moment of its life; if it changes fewer files, after twice its time."""
     watch = Watch(folder) if moment.changes else None
     began = time.perf_counter()
-    start()
+    process = start()
     if watch is not None:
         last = began + 2 * life.seconds + 0.05
         while watch.count < moment.changes and time.perf_counter() < last:
@@ -122,4 +124,4 @@ def at(folder: Path, moment: Moment, start: Callable[[], object], life: Life, ac
     while time.perf_counter() < began + moment.after:
         left = began + moment.after - time.perf_counter()
         time.sleep(max(left - 0.002, 0.0) if left > 0.004 else 0.0)
-    act()
+    act(process)
