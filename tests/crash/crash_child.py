@@ -6,6 +6,7 @@ milliseconds, so that the moments of its life can be told apart.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -15,12 +16,14 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from crash_checks import answers
-from crash_operations import LIMIT, OPERATIONS, ROWS
+from crash_operations import LARGE, LIMIT, OPERATIONS, ROWS
 
 import captree
 
@@ -93,16 +96,30 @@ def wait_for(file: Path) -> None:
 # ---- in the child
 
 
+class GivenUp(Exception):
+    """What ends :func:`hold`."""
+
+
+def hold_with(path: Path, held: Callable[[], object]) -> None:
+    """Appends rows, and gives up in the middle of it, when one segment is written: the tree stays what it was."""
+
+    def batches() -> Iterator[np.ndarray]:
+        yield ROWS[3500:5500]
+        held()
+        raise GivenUp
+
+    with contextlib.suppress(GivenUp):
+        captree.open(path).append(batches(), memory_limit=LIMIT)
+
+
 def hold(path: Path, order: dict[str, Any]) -> None:
-    """Compacts a tree, and stands still in the middle of it until the file `go` is there."""
+    """Has the lock of a tree until the file `go` is there."""
 
-    def progress(phase: str, done: int, total: int) -> None:
-        lock = path / "LOCK"
-        if lock.exists() and lock.read_text().startswith(f"process {os.getpid()} "):
-            Path(order["held"]).touch()
-            wait_for(Path(order["go"]))
+    def held() -> None:
+        Path(order["held"]).touch()
+        wait_for(Path(order["go"]))
 
-    captree.open(path).compact(progress=progress)
+    hold_with(path, held)
 
 
 def append_often(path: Path, order: dict[str, Any]) -> None:
@@ -172,8 +189,9 @@ def perform(order: dict[str, Any]) -> Any:
         if phase == order.get("stop_in"):
             os.kill(os.getpid(), signal.SIGINT)
 
-    if order["name"] in OPERATIONS:
-        OPERATIONS[order["name"]].run(path, progress)
+    operation = {**OPERATIONS, **LARGE}.get(order["name"])
+    if operation is not None:
+        operation.run(path, progress)
         return phases
     return globals()[order["name"]](path, order)
 

@@ -123,7 +123,7 @@ class Operation:
     @property
     def is_build(self) -> bool:
         """Whether it makes a new tree, of the same files each time, rather than changing one."""
-        return self.run in (build, build_one_segment)
+        return self.run in (build, build_one_segment, build_large)
 
 
 OPERATIONS = {
@@ -137,4 +137,35 @@ OPERATIONS = {
     "compact": Operation(compact, make_tree, BEFORE, BEFORE),
     "compact pieces": Operation(compact_pieces, make_tree, BEFORE, BEFORE),
     "vacuum": Operation(vacuum, make_leftovers, BEFORE, BEFORE),
+}
+
+
+# ---- larger ones, of which each phase takes long enough to be reported
+
+MANY = np.tile(ROWS, (4, 1))
+"""Rows of which several are equal."""
+
+
+def make_large_tree(path: Path) -> None:
+    tree = captree.build(MANY[:20_000], out=path)
+    tree.append(MANY[20_000:26_000])
+    tree.delete(np.arange(0, 26_000, 20))
+
+
+LARGE_BEFORE = State(MANY[:26_000]).delete(np.arange(0, 26_000, 20))
+
+
+def build_large(path: Path, progress: Any) -> None:
+    captree.build(MANY, out=path, progress=progress)
+
+
+def append_large(path: Path, progress: Any) -> None:
+    """With the segment of 6,000 rows that came last, and the one of 20,000 before it."""
+    captree.open(path).append(MANY[:20_000], progress=progress)
+
+
+LARGE = {
+    "build large": Operation(build_large, make_nothing, None, State(MANY)),
+    "append large": Operation(append_large, make_large_tree, LARGE_BEFORE, LARGE_BEFORE.append(MANY[:20_000])),
+    "compact large": Operation(compact, make_large_tree, LARGE_BEFORE, LARGE_BEFORE),
 }

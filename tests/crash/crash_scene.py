@@ -9,7 +9,7 @@ import numpy as np
 from crash_checks import assert_holds, is_of
 from crash_child import DONE, Children
 from crash_moments import Life, live
-from crash_operations import OPERATIONS, ROWS
+from crash_operations import LARGE, OPERATIONS, ROWS
 
 import captree
 
@@ -17,9 +17,10 @@ import captree
 class Scene:
     """A folder with the tree as it is before an operation, made anew each time."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name, self.operation = name, OPERATIONS[name]
-        self.kept, self.folder = folder / "kept" / "x.captree", folder / "scene"
+    def __init__(self, folder: Path, name: str, kept: Path | None = None) -> None:
+        """`kept` is where the tree waits, if not in the folder."""
+        self.name, self.operation = name, {**OPERATIONS, **LARGE}[name]
+        self.kept, self.folder = (kept or folder / "kept") / "x.captree", folder / "scene"
         self.kept.parent.mkdir()
         self.operation.make(self.kept)
         self.path = self.folder / "x.captree"

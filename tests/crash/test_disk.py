@@ -85,8 +85,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "vacuum"])
 def test_a_disk_that_is_full(small_disk, children, name):
-    scene = Scene(small_disk, name)
-    scene.kept = scene.kept.rename(small_disk.parent / "kept") if scene.kept.exists() else scene.kept
+    scene = Scene(small_disk, name, small_disk.parent / "kept")
     scene.set()
     block = os.statvfs(small_disk).f_frsize
     before = os.statvfs(small_disk).f_bavail
