@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ def answers(tree: captree.Tree, seed: int) -> dict[str, Any]:
     }
 
 
+@cache
 def expected(state: State, seed: int) -> dict[str, Any]:
-    """The same answers by brute force."""
+    """The same answers by brute force, which takes its time."""
     caps = caps_of(seed)
     found = oracle(state.rows, caps)
     near = oracle_nearest(state.rows, caps.centers, 4)

@@ -181,18 +181,17 @@ def perform(order: dict[str, Any]) -> Any:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-    phases: list[str] = []
+    reports: list[str] = []
 
     def progress(phase: str, done: int, total: int) -> None:
-        if phase not in phases:
-            phases.append(phase)
+        reports.append(phase)
         if phase == order.get("stop_in"):
             os.kill(os.getpid(), signal.SIGINT)
 
     operation = {**OPERATIONS, **LARGE}.get(order["name"])
     if operation is not None:
         operation.run(path, progress)
-        return phases
+        return reports
     return globals()[order["name"]](path, order)
 
 

@@ -21,7 +21,7 @@ LIMIT = "600KiB"
 """A memory limit with which about 1,400 rows make a segment."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """What a tree holds: its rows, NaN where they were deleted."""
 
@@ -140,32 +140,36 @@ OPERATIONS = {
 }
 
 
-# ---- larger ones, of which each phase takes long enough to be reported
+# ---- larger ones, which take long enough that most phases are reported
 
 MANY = np.tile(ROWS, (4, 1))
 """Rows of which several are equal."""
 
 
 def make_large_tree(path: Path) -> None:
-    tree = captree.build(MANY[:20_000], out=path)
-    tree.append(MANY[20_000:26_000])
-    tree.delete(np.arange(0, 26_000, 20))
+    tree = captree.build(MANY[:12_000], out=path)
+    tree.append(MANY[12_000:15_000])
+    tree.delete(np.arange(0, 15_000, 20))
 
 
-LARGE_BEFORE = State(MANY[:26_000]).delete(np.arange(0, 26_000, 20))
+LARGE_BEFORE = State(MANY[:15_000]).delete(np.arange(0, 15_000, 20))
 
 
 def build_large(path: Path, progress: Any) -> None:
-    captree.build(MANY, out=path, progress=progress)
+    captree.build(MANY, out=path, threads=1, progress=progress)
 
 
 def append_large(path: Path, progress: Any) -> None:
-    """With the segment of 6,000 rows that came last, and the one of 20,000 before it."""
-    captree.open(path).append(MANY[:20_000], progress=progress)
+    """With the segment of 3,000 rows that came last, and the one of 12,000 before it."""
+    captree.open(path).append(MANY[:20_000], threads=1, progress=progress)
+
+
+def compact_large(path: Path, progress: Any) -> None:
+    captree.open(path).compact(threads=1, progress=progress)
 
 
 LARGE = {
     "build large": Operation(build_large, make_nothing, None, State(MANY)),
     "append large": Operation(append_large, make_large_tree, LARGE_BEFORE, LARGE_BEFORE.append(MANY[:20_000])),
-    "compact large": Operation(compact, make_large_tree, LARGE_BEFORE, LARGE_BEFORE),
+    "compact large": Operation(compact_large, make_large_tree, LARGE_BEFORE, LARGE_BEFORE),
 }

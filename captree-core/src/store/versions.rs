@@ -249,7 +249,11 @@ pub fn clean<B: Names>(folder: &Path) -> Result<u64> {
         // Locked until it is gone: a reader that comes in between must not take it for one that stays.
         let file = File::open(&path);
         let in_use = number == newest
-            || file.as_ref().is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+            || match &file {
+                Ok(file) => matches!(file.try_lock(), Err(TryLockError::WouldBlock)),
+                // A process that has too many files open cannot tell.
+                Err(e) => e.kind() != io::ErrorKind::NotFound,
+            };
         if !in_use {
             freed += remove(&path);
             continue;
