@@ -172,6 +172,14 @@ def read(path: Path, order: dict[str, Any]) -> Any:
     return answers(tree, order["seed"])
 
 
+def state_of(path: Path) -> bytes | None:
+    """What tells one state of a tree from another."""
+    try:
+        return (path / "CURRENT").read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def perform(order: dict[str, Any]) -> Any:
     """What a child does."""
     path = Path(order["path"])
@@ -181,12 +189,15 @@ def perform(order: dict[str, Any]) -> Any:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
+    begun = state_of(path)
     reports: list[str] = []
 
     def progress(phase: str, done: int, total: int) -> None:
-        reports.append(phase)
-        if phase == order.get("stop_in"):
-            os.kill(os.getpid(), signal.SIGINT)
+        # The last report comes when all is done.
+        if state_of(path) == begun:
+            reports.append(phase)
+            if phase == order.get("stop_in"):
+                os.kill(os.getpid(), signal.SIGINT)
 
     operation = {**OPERATIONS, **LARGE}.get(order["name"])
     if operation is not None:

@@ -68,21 +68,22 @@ def test_in_each_phase(quick_folder, children, name):
         scene.set()
         end = children.do(name, scene.path)
         assert end.code == DONE, end
-        # The last report comes when all is done.
-        phases.update(end.value[:-1])
+        phases.update(end.value)
     whole = files(scene.path)
-    assert len(phases) >= 2, phases
-    stopped = []
-    for phase in sorted(phases):
+    stopped: list[str] = []
+    late: list[str] = []
+    for phase in sorted(phases) * 2:
         note = f"{name}, interrupted in the phase {phase!r}"
         scene.set()
         end = children.do(name, scene.path, stop_in=phase)
         left = state_left(scene, 0, note)
         if end.code == STOPPED:
-            assert left in ("nothing", "before", "either"), f"{note}: {left}"
-            stopped.append(phase)
+            (late if left == "after" else stopped).append(phase)
         assert_is_whole_after_all(scene, whole, end, left, 0, note)
-    assert len(stopped) >= 2, f"{name}: reported {phases}, interrupted in {stopped}"
+    # Reports come every now and then: a short phase is not met each time.
+    assert len(set(stopped)) >= 2, f"{name}: reported {sorted(phases)}, interrupted in {stopped}"
+    # Only the last step, which takes no time to speak of, can no longer be stopped.
+    assert len(late) <= 1, f"{name}: interrupted in {late}, and done all the same"
 
 
 @pytest.mark.parametrize("end_it", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
