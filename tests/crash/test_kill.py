@@ -5,6 +5,7 @@ CAPTREE_CRASHES says how many kills there are in all, CAPTREE_CRASH_SEED with wh
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections import Counter
@@ -31,7 +32,11 @@ def test_a_killed_command_leaves_one_of_two_states(tmp_path, children, crashes, 
     whole = files(scene.path)
     kills = -(-crashes // len(OPERATIONS))
     found: Counter[str] = Counter()
-    for seed in range(FIRST_SEED, FIRST_SEED + kills):
+    for seed in itertools.count(FIRST_SEED):
+        # A kill that comes when all is done is none; of commands that take milliseconds, many come too late.
+        if found["killed"] == kills:
+            break
+        assert seed < FIRST_SEED + 30 * kills, found
         moment = random_moment(life, np.random.default_rng([seed, *name.encode()]))
         note = f"{name}, seed {seed}, killed {moment}"
         scene.set()
@@ -48,5 +53,3 @@ def test_a_killed_command_leaves_one_of_two_states(tmp_path, children, crashes, 
         assert_goes_on(scene, left, seed, note)
         assert_nothing_left_over(scene.path, note)
     print(f"{name}: {dict(found)}")  # noqa: T201
-    # Moments are measured, not known: most of them fall into the life of the process.
-    assert found["killed"] >= kills // 3, found
