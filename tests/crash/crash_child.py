@@ -176,7 +176,7 @@ def state_of(path: Path) -> bytes | None:
     """What tells one state of a tree from another."""
     try:
         return (path / "CURRENT").read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
