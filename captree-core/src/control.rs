@@ -38,8 +38,8 @@ impl Control {
         *self.asks.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// [`Control::check`] before what cannot be taken back: the caller polls first, so that what it was told before now,
-    /// and has not passed on, counts.
+    /// [`Control::check`] before what cannot be taken back: the caller polls first, so that what it was told before
+    /// now, and has not passed on, counts.
     pub fn last_check(&self) -> Result<()> {
         let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (answer, answered) = sync_channel(1);

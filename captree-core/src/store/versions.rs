@@ -167,8 +167,8 @@ fn held(folder: &Path, number: u64) -> Result<Option<File>> {
     Ok(leads_to(&path, &file).then_some(file))
 }
 
-/// Whether the tree at `folder` is still the one in which the manifest `hold` of this number was opened: a build may put
-/// another one in its place, which numbers its states and segments anew.
+/// Whether the tree at `folder` is still the one in which the manifest `hold` of this number was opened: a build may
+/// put another one in its place, which numbers its states and segments anew.
 pub fn is_in_place(folder: &Path, number: u64, hold: &File) -> bool {
     leads_to(&folder.join(manifest_name(number)), hold)
 }
