@@ -29,6 +29,7 @@ def make_files(folder: Path) -> None:
     np.save(folder / "words.npy", rows)
     np.save(folder / "raw.npy", 3 * rows)
     np.save(folder / "centers.npy", rows[[5, 300]])
+    np.save(folder / "rows.npy", np.array([7, 9]))
     np.save(folder / "one.npy", rows[5].astype(np.float16))
     (folder / "words.txt").write_text("".join(f"word {i}: the gloss of row {i}\n" for i in range(N)), encoding="utf-8")
     column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), D)

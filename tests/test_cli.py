@@ -14,12 +14,28 @@ import pytest
 from cli_support import D, N, Run, call_json, make_files, runner, vectors
 
 import captree
+from captree._pairs_files import PairsFolder, Shard
 from captree.cli._verbs import make_parser
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-VERBS = ("build", "info", "verify", "count", "search", "sample", "pairs", "bench", "plot", "demo")
+VERBS = (
+    "build",
+    "append",
+    "delete",
+    "compact",
+    "vacuum",
+    "info",
+    "verify",
+    "count",
+    "search",
+    "sample",
+    "pairs",
+    "bench",
+    "plot",
+    "demo",
+)
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +341,59 @@ def test_pairs(here: Path, run: Run) -> None:
     assert table.column_names == ["row", "center", "max_cos_distance"]
     found = call_json(run, f"count words.captree {document['files'][0]}")["caps"]
     assert min(cap["count"] for cap in found) >= 1
+
+
+def test_pairs_options(here: Path, run: Run) -> None:
+    line = "pairs words.captree once -n 900 --no-replace --caps-per-row 2 --shards 4 --counts --exclude-sources"
+    document = call_json(run, f"{line} --empty keep -q")
+    table = pq.read_table("once")
+    assert [pq.read_metadata(file).num_rows for file in document["files"]] == [225] * 4
+    assert table.column_names == ["row", "center", "max_cos_distance", "count", "selectivity"]
+    rows = table["row"].to_numpy()
+    assert np.bincount(rows[rows >= 0]).max() == 2
+    assert document["empty_caps"] == (rows == -1).sum() > 0
+    assert len(document["bands"]) == len(document["skew_by_tenth"]) == 10
+    assert 0 < document["skew"]["mean"] < document["skew"]["largest"] <= 1
+    assert document["pairs_found"] == 0
+    again = call_json(run, f"{line} --empty keep -q")
+    assert again["pairs_found"] == 900
+    assert {**again, "seconds": 0, "pairs_found": 0} == {**document, "seconds": 0}
+
+
+def test_the_report_of_pairs(here: Path, run: Run) -> None:
+    out, _ = run("pairs words.captree with -n 500 -q")
+    document = call_json(run, "pairs words.captree with -n 500 -q")
+    assert f"{document['caps_drawn']} caps drawn, {document['empty_caps']} of them empty\n" in out
+    band = document["bands"][0]
+    counts = [band[name] for name in ("caps_drawn", "empty_caps", "exhausted_caps", "pairs")]
+    shares = [f"{band['caps_drawn'] / document['caps_drawn']:.1%}", f"{band['pairs'] / 500:.1%}"]
+    line = next(line for line in out.splitlines() if line.startswith("0.0 to 0.2"))
+    assert line.split()[3:] == [*map(str, counts), *shares]
+    assert "uniform" not in out
+    out, _ = run("pairs words.captree once -n 500 --no-replace -q")
+    document = call_json(run, "pairs words.captree once -n 500 --no-replace -q")
+    assert f"{document['exhausted_caps']} without a row that may be used" in out
+    assert f"In the mean {document['skew']['mean']:.1%}" in out
+    assert f"{document['skew_by_tenth'][9]['mean']:.1%} in the last" in out
+    assert "500 of them were there before" in run("pairs words.captree once -n 500 --no-replace -q")[0]
+
+
+def test_pairs_that_are_interrupted_go_on(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("pairs words.captree whole -n 500 --shards 5 -q")
+    add = PairsFolder.add
+
+    def stop(folder: PairsFolder, shard: Shard) -> None:
+        add(folder, shard)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PairsFolder, "add", stop)
+    _, err = run("pairs words.captree pairs -n 500 --shards 5 -q", status=130)
+    assert "pairs: whole files stay, and the same command goes on after them" in err
+    assert len(list(Path("pairs").glob("*.parquet"))) == 1
+    monkeypatch.setattr(PairsFolder, "add", add)
+    assert "100 of them were there before" in run("pairs words.captree pairs -n 500 --shards 5 -q")[0]
+    for file in Path("whole").iterdir():
+        assert file.read_bytes() == (Path("pairs") / file.name).read_bytes()
 
 
 def test_bench(here: Path, run: Run) -> None:

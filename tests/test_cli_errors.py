@@ -75,6 +75,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         ("search words.captree --row 1 -d 0.5 --texts embeddings.parquet", "text"),
         ("pairs words.captree pairs -n 601 --no-replace", "600"),
         ("pairs words.captree words.captree -n 10", "words.captree"),
+        ("pairs words.captree pairs -n 10 --shards 11", "--shards"),
         ("plot words.captree words.txt/plots", "words.txt"),
         ("demo --out words.captree", "earlier demo"),
     ],

@@ -203,6 +203,26 @@ def test_a_bar_on_a_terminal():
     assert text.startswith("\r\x1b[K")
 
 
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_rate_and_time_left_are_of_this_run(kind):
+    """Half of the work was there before: it took no time."""
+    stream = kind()
+    now = [0.0]
+    report = _progress.Reporter(stream, every=3, clock=lambda: now[0])
+    for seconds, done in ((0, 5000), (1, 5250), (4, 6000), (10, 7500)):
+        now[0] = float(seconds)
+        report("pairs", done, 10_000)
+    report("reading", 100, 0)
+    now[0] = 15.0
+    report("reading", 101, 0)
+    report.close()
+    text = stream.getvalue()
+    assert "50%  5,000 / 10,000  0:00\n" in text.replace("\r", "\n")
+    assert "60%  6,000 / 10,000  0:04, 250 per second, 0:16 left" in text
+    assert "75%  7,500 / 10,000  0:10, 250 per second, 0:10 left" in text
+    assert "101  0:05, 0.2 per second" in text
+
+
 def test_a_broken_stream_does_not_stop_the_work():
     stream = io.StringIO()
     report = _progress.Reporter(stream)

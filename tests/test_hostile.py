@@ -18,13 +18,36 @@ from captree import Caps, errors
 from captree.testing import clip_like
 
 
-def build_small(path):
-    return captree.build(clip_like(300, 12), out=path, fanout=4, leaf_size=10)
+def build_small(path, seed=0):
+    """A tree of two segments and some deleted rows."""
+    rows = clip_like(360, 12, seed=seed)
+    tree = captree.build(rows[:300], out=path, fanout=4, leaf_size=10)
+    tree.append(rows[300:])
+    tree.delete([seed, 7, 310])
+    return tree
+
+
+def files_of(path):
+    """All files of a tree that mean something, as paths in its folder."""
+    found = (str(entry.relative_to(path)) for entry in Path(path).rglob("*") if entry.is_file())
+    return sorted(name for name in found if name != "LOCK")
 
 
 with tempfile.TemporaryDirectory() as _folder:
     build_small(f"{_folder}/x.captree")
-    FILES = sorted(entry.name for entry in Path(f"{_folder}/x.captree").iterdir())
+    FILES = files_of(f"{_folder}/x.captree")
+
+MANIFESTS = [name for name in FILES if name.endswith(".json")]
+
+
+def test_the_tree_has_every_kind_of_file():
+    assert len([name for name in FILES if name.startswith("segments/000001/")]) == 14
+    assert len([name for name in FILES if name.startswith("segments/000002/")]) == 14
+    assert [name for name in FILES if "segments" not in name] == [
+        "CURRENT",
+        "deleted/000003.roaring",
+        "manifest-000003.json",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +77,7 @@ def use_everything(path, saved):
     tree.sample(caps, k=3, replace=False, seed=1)
     tree.estimate(caps, samples=50, seed=1)
     tree.nearest(caps.centers, 5)
-    tree.take(np.arange(len(tree)))
+    tree.take(np.setdiff1d(np.arange(len(tree)), tree.deleted))
     tree.nodes()
     for node in range(tree.stats()["nodes"]):
         tree.node_rows(node)
@@ -140,7 +163,7 @@ def test_files_swapped(saved, damaged):
 
 
 def test_files_of_another_tree(saved, damaged, tmp_path):
-    captree.build(clip_like(300, 12, seed=9), out=tmp_path / "other.captree", fanout=4, leaf_size=10)
+    build_small(tmp_path / "other.captree", seed=9)
     for name in FILES:
         mine = (damaged / name).read_bytes()
         theirs = (tmp_path / "other.captree" / name).read_bytes()
@@ -164,8 +187,9 @@ def numbers_in(value, path=()):
         yield path
 
 
-def test_changed_numbers_of_the_manifest(saved, damaged):
-    file = damaged / "manifest.json"
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_changed_numbers_of_a_manifest(saved, damaged, name):
+    file = damaged / name
     text = file.read_text()
     paths = list(numbers_in(json.loads(text)))
     assert paths
@@ -183,17 +207,19 @@ def test_changed_numbers_of_the_manifest(saved, damaged):
                 use_everything(damaged, saved)
 
 
+@pytest.mark.parametrize("name", MANIFESTS)
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", "null", "0", '"x"', "{" * 10_000, "[" * 100_000, '{"a": ' * 5000, "\0"]
 )
-def test_other_manifests(saved, damaged, text):
-    (damaged / "manifest.json").write_text(text)
+def test_other_manifests(saved, damaged, name, text):
+    (damaged / name).write_text(text)
     with pytest.raises(captree.CaptreeError):
         use_everything(damaged, saved)
 
 
-def test_a_newer_version(damaged):
-    file = damaged / "manifest.json"
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_newer_version(damaged, name):
+    file = damaged / name
     manifest = json.loads(file.read_text())
     keys = [key for key in manifest if "version" in key and isinstance(manifest[key], int)]
     assert len(keys) == 1, manifest

@@ -307,6 +307,14 @@ def test_excluded_sources(small):
 # --- weights -------------------------------------------------------------------------------------------------------
 
 
+def test_listed_rows_are_drawn_alike_whatever_the_shape_of_the_tree(small, monkeypatch):
+    monkeypatch.setattr(_draws, "_ROUNDS", (1,))
+    weights = np.random.default_rng(1).random(40) ** 12
+    other = captree.build(all_rows(small), fanout=16, leaf_size=3)
+    first, second = (next(PairStream(tree, 500, weights=weights, prefetch=0)) for tree in (small, other))
+    assert_same([first], [second])
+
+
 @pytest.mark.parametrize("rounds", [_draws._ROUNDS, (1,), ()], ids=["drawn", "drawn or listed", "listed"])
 @pytest.mark.parametrize("power", [1, 12])
 def test_rows_are_drawn_in_proportion_to_their_weights(small, monkeypatch, rounds, power):

@@ -60,6 +60,7 @@ pub use error::{BadRows, Error, Result, RowFault};
 pub use limits::{
     DEFAULT_LEAF_SIZE, MAX_COS_DISTANCE, MAX_DIM, MAX_FANOUT, MAX_ROWS, MAX_THREADS, MIN_FANOUT, Precision,
 };
+pub use memory::half_of_free;
 pub use query::{DistanceType, Distances, Estimate, Nearest, RangeResult, SearchOptions};
 pub use sample::SampleOptions;
 pub use tree::{NodeRecord, Params, Stats, Tree};

@@ -20,8 +20,8 @@ pub(crate) fn filled<T: Clone>(rows: usize, columns: usize, value: T) -> Result<
     Ok(out)
 }
 
-/// Bytes that a process may take by default: half of what the machine, and the container that it runs in, has free; none
-/// where the system does not tell.
+/// Bytes that a process may take by default: half of what the machine, and the container that it runs in, has free;
+/// none where the system does not tell.
 pub fn half_of_free() -> Option<u64> {
     let mut system = sysinfo::System::new();
     system.refresh_memory();

@@ -1,10 +1,11 @@
-//! Whole trees against a naive oracle: every query, on rows that are random, equal, opposite or clustered.
+//! Whole trees against a naive oracle: every query, on rows that are random, equal, opposite or clustered, built at
+//! once or appended, some of them deleted.
 
 use proptest::prelude::*;
 
 use crate::distance::Kernels;
 use crate::{
-    Batch, Call, Caps, DistanceType, Distances, Error, Ingest, Params, RangeResult, SampleOptions, SearchOptions,
+    Batch, Call, Caps, DistanceType, Distances, Error, Ingest, Params, RangeResult, Rows, SampleOptions, SearchOptions,
     Storage, Tree, exact,
 };
 
@@ -36,10 +37,28 @@ fn rows() -> impl Strategy<Value = (usize, Vec<f32>)> {
     })
 }
 
-fn build(rows: &[f32], dim: usize, storage: Storage, params: Params, call: &Call) -> Tree {
+fn ingest(rows: &[f32], dim: usize, storage: Storage, call: &Call) -> Rows {
     let mut ingest = Ingest::new(storage, false);
     ingest.push(Batch::F32(rows), dim, call).unwrap();
-    Tree::build(ingest.finish().unwrap(), &params, None, call).unwrap()
+    ingest.finish().unwrap()
+}
+
+fn build(rows: &[f32], dim: usize, storage: Storage, params: Params, call: &Call) -> Tree {
+    Tree::build(ingest(rows, dim, storage, call), &params, None, call).unwrap()
+}
+
+/// The tree of rows that come in parts, without those of the numbers `dead`.
+fn grown(parts: &[&[f32]], dim: usize, storage: Storage, params: Params, dead: &[i64], call: &Call) -> Tree {
+    let mut tree = build(parts[0], dim, storage, params, call);
+    for part in &parts[1..] {
+        let before = tree.len();
+        let (more, added) = tree.append(ingest(part, dim, storage, call), call).unwrap();
+        assert_eq!((tree.len(), added), (before, before..before + part.len() / dim));
+        tree = more;
+    }
+    let (less, gone) = tree.delete(dead).unwrap();
+    assert_eq!((less.len(), less.alive() + gone), (tree.len(), tree.alive()));
+    less
 }
 
 /// The stored rows, widened.
@@ -53,13 +72,13 @@ fn stored(tree: &Tree) -> Vec<Vec<f32>> {
 }
 
 /// Rows inside and their distances, nearest first, by exact sums alone.
-fn oracle(stored: &[Vec<f32>], center: &[f32], bound: f64) -> Vec<(f64, i64)> {
+fn oracle(stored: &[Vec<f32>], dead: &[i64], center: &[f32], bound: f64) -> Vec<(f64, i64)> {
     let kernels = Kernels::available().pop().unwrap();
     let inside = |x: &Vec<f32>| exact::is_inside(&kernels, center, x, bound);
     let mut found: Vec<(f64, i64)> = stored
         .iter()
         .enumerate()
-        .filter(|(_, x)| inside(x))
+        .filter(|(row, x)| !dead.contains(&(*row as i64)) && inside(x))
         .map(|(row, x)| (exact::distance(&kernels, center, x), row as i64))
         .collect();
     found.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -72,14 +91,26 @@ proptest! {
     fn every_query_agrees_with_the_oracle(
         (dim, rows) in rows(), fanout in 2usize..9, leaf_size in 1usize..40, half in any::<bool>(),
         picks in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), -1i64..2), 1..9),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
+        dead in prop::collection::vec(any::<prop::sample::Index>(), 0..30),
     ) {
         let storage = if half { Storage::Float16 } else { Storage::Float32 };
         let (one, two) = (Call::new(Some(1)).unwrap(), Call::new(Some(2)).unwrap());
-        let tree = build(&rows, dim, storage, Params::new(fanout, Some(leaf_size), 5).unwrap(), &two);
-        tree.verify(&two).unwrap();
         let params = Params::new(fanout, Some(leaf_size), 5).unwrap();
-        prop_assert!(tree.nodes() == build(&rows, dim, storage, params, &one).nodes());
-        let stored = stored(&tree);
+        let n = rows.len() / dim;
+        let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(n)).chain([0, n]).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        let parts: Vec<&[f32]> = ends.windows(2).map(|ends| &rows[ends[0] * dim..ends[1] * dim]).collect();
+        let mut dead: Vec<i64> = dead.iter().map(|row| row.index(n) as i64).collect();
+        let tree = grown(&parts, dim, storage, params, &dead, &two);
+        tree.verify(&two).unwrap();
+        prop_assert!(tree.nodes() == grown(&parts, dim, storage, params, &dead, &one).nodes());
+        let stored = stored(&build(&rows, dim, storage, params, &one));
+        dead.sort_unstable();
+        dead.dedup();
+        prop_assert_eq!((tree.deleted(), tree.skipped().unwrap()), (dead.clone(), Vec::new()));
+        prop_assert_eq!(tree.alive(), n - dead.len());
         // Centers are rows as they came in; bounds are the distance of some row, or one ulp to either side.
         let (mut centers, mut bounds) = (Vec::new(), Vec::new());
         for (c, r, ulps) in &picks {
@@ -90,7 +121,7 @@ proptest! {
             bounds.push(moved.clamp(0.0, 2.0));
         }
         let caps = Caps::new(dim, &centers, &bounds).unwrap();
-        let want: Vec<_> = (0..caps.len()).map(|i| oracle(&stored, caps.center(i), bounds[i])).collect();
+        let want: Vec<_> = (0..caps.len()).map(|i| oracle(&stored, &dead, caps.center(i), bounds[i])).collect();
 
         let counts: Vec<i64> = want.iter().map(|w| w.len() as i64).collect();
         prop_assert_eq!(&tree.count(&caps, &two).unwrap(), &counts);
@@ -133,7 +164,7 @@ proptest! {
 
         let nearest = tree.nearest(&centers, 4, &two).unwrap();
         for (i, got) in nearest.rows.chunks_exact(4).enumerate() {
-            let all = oracle(&stored, caps.center(i), 4.0);
+            let all = oracle(&stored, &dead, caps.center(i), 4.0);
             let expected: Vec<i64> = (0..4).map(|j| all.get(j).map_or(-1, |f| f.1)).collect();
             prop_assert_eq!(got, &expected[..]);
         }
@@ -153,7 +184,7 @@ proptest! {
             }
         }
         let rough = tree.estimate(&caps, 64, 0.99, 3, &two).unwrap();
-        prop_assert!((0..caps.len()).all(|i| rough.low[i] <= rough.high[i] && rough.high[i] <= stored.len() as i64));
+        prop_assert!((0..caps.len()).all(|i| rough.low[i] <= rough.high[i] && rough.high[i] <= tree.alive() as i64));
     }
 }
 
@@ -231,6 +262,25 @@ fn trees_on_disk_answer_alike_and_bad_arguments_are_errors() {
     let count = |tree: &Tree| tree.count(&caps, &call).unwrap();
     assert_eq!(count(&tree), count(&opened));
     assert_eq!(tree.stats().unwrap().nodes, opened.stats().unwrap().nodes);
+
+    // The same after changes, made in memory or on disk, saved again, opened, and compacted.
+    let more = || ingest(&rows[..2 * 40], 2, Storage::Float16, &call);
+    let change = |tree: &Tree| tree.append(more(), &call).unwrap().0.delete(&[3, 4, 510]).unwrap().0;
+    let (in_memory, on_disk) = (change(&tree), change(&opened));
+    let copy = folder.path().join("copy");
+    on_disk.save(&copy, &call).unwrap();
+    let states = [Tree::open(&path).unwrap(), Tree::open(&copy).unwrap(), on_disk];
+    for changed in &states {
+        changed.verify(&call).unwrap();
+        assert_eq!(count(changed), count(&in_memory));
+        assert_eq!((changed.deleted(), changed.alive()), (vec![3, 4, 510], 537));
+        assert!(changed.nodes() == in_memory.nodes());
+        let compact = changed.compact(&call).unwrap();
+        compact.verify(&call).unwrap();
+        assert_eq!((count(&compact), compact.deleted(), compact.len()), (count(changed), vec![3, 4, 510], 540));
+    }
+    assert_eq!((opened.len(), count(&opened)), (500, count(&tree)));
+    opened.verify(&call).unwrap();
 
     let wrong = Caps::new(3, &[1.0, 0.0, 0.0], &[0.3]).unwrap();
     assert_eq!(tree.count(&wrong, &call).unwrap_err().to_string(), "expected caps of dim 2, got 3");

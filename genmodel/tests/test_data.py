@@ -106,6 +106,12 @@ def test_written_pairs_that_are_none(tmp_path: Path) -> None:
         WrittenPairs(tmp_path, 2)
 
 
+def test_written_pairs_with_empty_caps(tmp_path: Path) -> None:
+    captree.write_pairs(captree.build(centers(40).numpy()), tmp_path, 20, radii=0.0, empty="keep")
+    with pytest.raises(errors.DataError, match=r"expected a row in every cap.*got \d+ without"):
+        next(WrittenPairs(tmp_path, 2))
+
+
 def test_portions_are_the_stream_and_resume_anywhere() -> None:
     tree = captree.build(centers(40).numpy())
     stream = captree.PairStream(tree, batch_size=12, seed=1)

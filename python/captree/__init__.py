@@ -18,7 +18,7 @@ from captree._build import build, open
 from captree._caps import Caps
 from captree._centers import GivenCenters, Shifted, Slerp, SlerpNoise, UniformInCap
 from captree._core import __version__
-from captree._pairs import PairsReport, write_pairs
+from captree._pairs import PairsBand, PairsReport, PairsSkew, write_pairs
 from captree._priors import TrainingCaps, training_caps
 from captree._radii import DEFAULT_RADII, ByMass, FixedRadius, LogUniformRadius, RadiusMixture
 from captree._results import EstimateResult, NearestResult, RangeResult
@@ -38,7 +38,9 @@ __all__ = [
     "NearestResult",
     "PairBatch",
     "PairStream",
+    "PairsBand",
     "PairsReport",
+    "PairsSkew",
     "RadiusMixture",
     "RangeResult",
     "Shifted",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from captree import _params
 from captree._caps import Caps
-from captree._centers import unit
+from captree._centers import absent_rows, unit
 from captree._progress import Progress, reporting, stepping
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def balancing_weights(
     exponent = _params.fraction("exponent", exponent, 0.0, 100.0)
     batch_size = _params.integer("batch_size", batch_size, 1, 1 << 24)
     threads = _params.threads(threads)
-    kept = np.setdiff1d(np.arange(len(tree)), tree.skipped)
+    kept = np.setdiff1d(np.arange(len(tree)), absent_rows(tree))
     weights = np.zeros(len(tree))
     with reporting(progress) as callback:
         step = stepping(callback, "counting", kept.size)

@@ -117,8 +117,8 @@ class UniformInCap:
                 raise InvalidParameterError(
                     f"expected {len(tree)}, one per row, got {self._cumulated.size}", parameter="weights"
                 )
-            if self.weights is not None and self.weights[tree.skipped].any():
-                raise InvalidParameterError("expected 0 for rows that were skipped", parameter="weights")
+            if self.weights is not None and self.weights[absent_rows(tree)].any():
+                raise InvalidParameterError("expected 0 for rows that were skipped or deleted", parameter="weights")
             place = np.searchsorted(self._cumulated, choice.random(n) * self._cumulated[-1], side="right")
             rows = np.minimum(place, len(tree) - 1).astype(np.int64)
         sources = np.stack([rows, np.full(n, -1)], axis=1)
@@ -219,12 +219,26 @@ class Shifted:
         return centers, sources
 
 
+def absent_rows(tree: Tree) -> NDArray[np.int64]:
+    """Sorted row numbers that have no vector in the tree; they lie in no cap."""
+    return tree._absent()
+
+
+def kept_rows(tree: Tree) -> int:
+    """How many rows of the tree have vectors: those that pairs can have, and that shares are shares of."""
+    return len(tree) - absent_rows(tree).size
+
+
+def nth_kept(tree: Tree, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows at these places, from 0, among those that have vectors."""
+    absent = absent_rows(tree)
+    # Before the i-th absent row stand absent[i] - i others.
+    return places + np.searchsorted(absent - np.arange(absent.size), places, side="right")
+
+
 def random_rows(tree: Tree, rng: np.random.Generator, shape: int | tuple[int, ...]) -> NDArray[np.int64]:
     """Uniformly random rows among those that have vectors."""
-    skipped = tree.skipped
-    places = rng.integers(0, len(tree) - skipped.size, size=shape, dtype=np.int64)
-    # Before the i-th skipped row stand skipped[i] - i others.
-    return places + np.searchsorted(skipped - np.arange(skipped.size), places, side="right")
+    return nth_kept(tree, rng.integers(0, kept_rows(tree), size=shape, dtype=np.int64))
 
 
 def needs_bounds(centers: Centers | None) -> bool:

@@ -19,7 +19,7 @@ from captree.errors import CaptreeError, InvalidParameterError, InvalidVectorsEr
 
 _FORMATS = ((".npy",), _arrow.PARQUET, _arrow.IPC)
 _SUFFIXES = ", ".join(suffix for kind in _FORMATS for suffix in kind)
-_MANIFEST = "manifest.json"
+_CURRENT = "CURRENT"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -48,7 +48,7 @@ def data_files(path: Path) -> list[Path]:
         return found
     formats: dict[tuple[str, ...] | None, list[Path]] = {}
     for file in found:
-        if file.name == _MANIFEST and _is_of_tree(file):
+        if file.name == _CURRENT and _is_of_tree(file):
             raise InvalidVectorsError(
                 f"{file.parent} is a captree tree, not vectors: captree.open reads it; keep it outside of the folder"
             )
@@ -62,10 +62,11 @@ def data_files(path: Path) -> list[Path]:
     return next(iter(formats.values()))
 
 
-def _is_of_tree(manifest: Path) -> bool:
+def _is_of_tree(current: Path) -> bool:
     try:
+        manifest = current.parent / current.read_text().split()[0]
         return bool(json.loads(manifest.read_bytes())["format"] == "captree")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return False
 
 

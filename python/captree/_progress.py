@@ -40,7 +40,9 @@ class Reporter:
     """Draws ``callback(phase, done, total)`` on a text stream.
 
     On a terminal: one line per phase, redrawn at most ten times a second. Elsewhere: one plain line when a phase
-    begins, one every `every` seconds, and one when it ends, so that log files stay short.
+    begins, one every `every` seconds, and one when it ends, so that log files stay short. After a second a line also
+    has the rate and, where the total is known, the time left. Both are of what was done since the phase's first call:
+    what was there before, when work goes on where it stopped, took no time.
     """
 
     def __init__(self, stream: TextIO, every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,6 +52,7 @@ class Reporter:
         self._every = 0.1 if self._terminal else every
         self._phase: str | None = None
         self._began = 0.0
+        self._first = 0
         self._drawn = 0.0
         self._last = (0, 0)
         self._finished = False
@@ -58,7 +61,7 @@ class Reporter:
         now = self._clock()
         if phase != self._phase:
             self._end_phase()
-            self._phase, self._began, self._finished = phase, now, False
+            self._phase, self._began, self._first, self._finished = phase, now, done, False
             self._draw(done, total, now)
         elif total and done >= total:
             if not self._finished:
@@ -84,12 +87,14 @@ class Reporter:
     def _draw(self, done: int, total: int, now: float) -> None:
         self._drawn = now
         spent = now - self._began
+        rate = (done - self._first) / spent if spent > 1 else 0.0
+        speed = f", {_rate(rate)}" if rate > 0 else ""
         if total:
             share = min(done / total, 1.0)
-            left = f", {_seconds(spent / share * (1 - share))} left" if 0 < share < 1 and spent > 1 else ""
-            text = f"{100 * share:3.0f}%  {done:,} / {total:,}  {_seconds(spent)}{left}"
+            left = f", {_seconds((total - done) / rate)} left" if rate > 0 and share < 1 else ""
+            text = f"{100 * share:3.0f}%  {done:,} / {total:,}  {_seconds(spent)}{speed}{left}"
         else:
-            share, text = 0.0, f"{done:,}  {_seconds(spent)}"
+            share, text = 0.0, f"{done:,}  {_seconds(spent)}{speed}"
         if self._terminal:
             filled = round(24 * share)
             bar = f"[{'=' * filled}{' ' * (24 - filled)}] " if total else ""
@@ -103,6 +108,10 @@ class Reporter:
             self._stream.flush()
         except (OSError, ValueError):
             pass  # a closed or full stream must not end the work
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f} per second" if value >= 10 else f"{value:.2g} per second"
 
 
 def _seconds(value: float) -> str:

@@ -249,7 +249,7 @@ class _Maker:
             share = found / tried if found else 1.0
             size = missing if not tried else min(max(64, int(1.1 * missing / share) + 8), max(4096, self._size))
             keys = [_key(self._seed, purpose, index, attempt) for purpose in (_CAPS, _ROWS)]
-            rows, caps, _ = self._drawer.pairs(size, keys[0], keys[1], *self._priors, wanted=missing)
+            rows, caps, *_ = self._drawer.pairs(size, keys[0], keys[1], *self._priors, wanted=missing)
             good = np.flatnonzero(rows >= 0)[:missing]
             parts.append((rows[good], caps.centers[good], caps.max_cos_distance[good].astype(np.float32)))
             found, tried, attempt = found + good.size, tried + size, attempt + 1

@@ -46,16 +46,16 @@ class Tree:
     that they found.
     """
 
-    __slots__ = ("__weakref__", "_core", "_skipped")
+    __slots__ = ("__weakref__", "_absent_rows", "_core")
 
     _core: native.Tree
-    _skipped: NDArray[np.int64] | None
+    _absent_rows: tuple[tuple[int, int], NDArray[np.int64]] | None
 
     def __init__(self, core: native.Tree) -> None:
         if not isinstance(core, native.Tree):
             raise InvalidTypeError("a Tree is made by captree.build and captree.open")
         self._core = core
-        self._skipped = None
+        self._absent_rows = None
 
     def __len__(self) -> int:
         return self._core.n
@@ -78,16 +78,22 @@ class Tree:
     @property
     def skipped(self) -> NDArray[np.int64]:
         """int64, sorted: rows that were left out by ``invalid="skip"``; they lie in no cap."""
-        if self._skipped is None:
-            skipped = self._core.skipped()
-            skipped.flags.writeable = False
-            self._skipped = skipped
-        return self._skipped
+        return self._core.skipped()
 
     @property
     def deleted(self) -> NDArray[np.int64]:
         """int64, sorted: rows that were deleted; they lie in no cap, and no other rows get their numbers."""
         return self._core.deleted()
+
+    def _absent(self) -> NDArray[np.int64]:
+        """int64, sorted, read-only: skipped and deleted rows together."""
+        # Appending changes the first number and deleting the second; nothing else changes the rows.
+        state = (self._core.n, self._core.alive)
+        if self._absent_rows is None or self._absent_rows[0] != state:
+            rows = np.union1d(self._core.skipped(), self._core.deleted())
+            rows.flags.writeable = False
+            self._absent_rows = (state, rows)
+        return self._absent_rows[1]
 
     @property
     def fanout(self) -> int:
@@ -424,7 +430,7 @@ class Tree:
         outside = (index < 0) | (index >= len(self))
         if bool(outside.any()):
             raise RowIndexError(f"expected rows in [0, {len(self)}), got {index[outside].flat[0]}", parameter="rows")
-        return np.ascontiguousarray(index, dtype=np.int64)
+        return index.astype(np.int64, order="C")
 
     def append(
         self,
@@ -467,7 +473,6 @@ class Tree:
         with reporting(progress) as callback, closing(builder):
             push_all(builder, vectors, how, callback)
             added = builder.append(callback)
-        self._skipped = None
         return range(*added)
 
     def delete(self, rows: Any) -> int:

@@ -1,5 +1,5 @@
-//! Which branches of the code ran, where it was compiled to count them (`make fuzz`: `-C passes=sancov-module`). Without
-//! that the counters are none, and cases are tried blindly.
+//! Which branches of the code ran, where it was compiled to count them (`make fuzz`: `-C passes=sancov-module`).
+//! Without that the counters are none, and cases are tried blindly.
 
 #![allow(unsafe_code)]
 

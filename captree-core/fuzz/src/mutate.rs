@@ -6,6 +6,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::bases::Files;
 
+const CURRENT: &str = "CURRENT";
 const MANIFEST: &str = "manifest.json";
 const TABLE: &str = "checksums.npy";
 const CHUNK: usize = 65_536;
@@ -96,12 +97,13 @@ pub fn decode(case: &[u8], bases: &[Files]) -> Damage {
             4 => header(&mut from, &name, &mut files),
             5 => length(&mut from, &name, &mut files),
             6 => rows(&mut from, &name, &mut files),
-            7 | 8 => manifest(&mut from, &mut files),
+            7 => manifest(&mut from, manifest_of(&name, &files), &mut files),
+            8 => manifest(&mut from, current(&files), &mut files),
             _ => match from.byte() % 8 {
                 0 => damage.gone.push((name, Gone::Missing)),
                 1 => damage.gone.push((name, Gone::Folder)),
                 2 => damage.gone.push((name, Gone::DeadLink)),
-                3 => text(&mut from, &mut files),
+                3 => text(&mut from, manifest_of(&name, &files), &mut files),
                 _ => exchange(&mut from, &name, &mut files),
             },
         }
@@ -113,8 +115,26 @@ pub fn decode(case: &[u8], bases: &[Files]) -> Damage {
     damage
 }
 
-/// The first byte of an array's data.
+/// The manifest that counts for the whole tree.
+fn current(files: &Files) -> Option<String> {
+    let text = String::from_utf8_lossy(files.get(CURRENT)?).into_owned();
+    text.split_once(' ').map(|(name, _)| name.to_owned())
+}
+
+/// The manifest of a file's segment, or of the tree.
+fn manifest_of(name: &str, files: &Files) -> Option<String> {
+    match name.rsplit_once('/') {
+        Some((segment, _)) if name.starts_with("segments/") => Some(format!("{segment}/{MANIFEST}")),
+        _ if name.starts_with("manifest-") => Some(name.to_owned()),
+        _ => current(files),
+    }
+}
+
+/// The first byte of an array's data; of any other file the first one.
 fn data_start(file: &[u8]) -> usize {
+    if !file.starts_with(b"\x93NUMPY") {
+        return 0;
+    }
     let length = file.get(8..10).map_or(0, |b| usize::from(u16::from_le_bytes([b[0], b[1]])));
     (10 + length).min(file.len())
 }
@@ -170,7 +190,9 @@ fn length(from: &mut Reader<'_>, name: &str, files: &mut Files) {
 fn rows(from: &mut Reader<'_>, name: &str, files: &mut Files) {
     let Some(old) = files.get(name).cloned() else { return };
     let start = data_start(&old);
-    let Some(mut body) = body(files) else { return };
+    let Some((manifest, mut body)) = manifest_of(name, files).and_then(|m| body(files, &m).map(|b| (m, b))) else {
+        return;
+    };
     let Some(entry) = entry(&mut body, name) else { return };
     let shape: Vec<usize> = entry["shape"].as_array().into_iter().flatten().filter_map(to_usize).collect();
     let Some(first) = shape.first().copied().filter(|n| (1..1 << 20).contains(n)) else { return };
@@ -194,12 +216,12 @@ fn rows(from: &mut Reader<'_>, name: &str, files: &mut Files) {
     entry["shape"][0] = count.into();
     entry["bytes"] = file.len().into();
     files.insert(name.to_owned(), file);
-    put_body(files, &body);
+    put_body(files, &manifest, &body);
 }
 
-/// One value of the manifest becomes another.
-fn manifest(from: &mut Reader<'_>, files: &mut Files) {
-    let Some(mut body) = body(files) else { return };
+/// One value of a manifest becomes another.
+fn manifest(from: &mut Reader<'_>, name: Option<String>, files: &mut Files) {
+    let Some((name, mut body)) = name.and_then(|name| body(files, &name).map(|body| (name, body))) else { return };
     let places = count(&body);
     let (place, kind) = (from.below(places), from.byte());
     let Some(value) = nth(&mut body, &mut { place }) else { return };
@@ -214,12 +236,12 @@ fn manifest(from: &mut Reader<'_>, files: &mut Files) {
         (6, _, _) => (odd as i64).wrapping_neg().into(),
         _ => odd.into(),
     };
-    put_body(files, &body);
+    put_body(files, &name, &body);
 }
 
-/// A byte of the manifest's text.
-fn text(from: &mut Reader<'_>, files: &mut Files) {
-    let Some(file) = files.get_mut(MANIFEST).filter(|file| !file.is_empty()) else { return };
+/// A byte of a manifest's text.
+fn text(from: &mut Reader<'_>, name: Option<String>, files: &mut Files) {
+    let Some(file) = name.and_then(|name| files.get_mut(&name)).filter(|file| !file.is_empty()) else { return };
     let at = from.below(file.len());
     file[at] = from.byte();
 }
@@ -238,41 +260,68 @@ fn to_usize(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|n| usize::try_from(n).ok())
 }
 
-fn body(files: &Files) -> Option<Value> {
-    serde_json::from_slice::<Value>(files.get(MANIFEST)?).ok()?.get("body").cloned()
+fn body(files: &Files, manifest: &str) -> Option<Value> {
+    serde_json::from_slice::<Value>(files.get(manifest)?).ok()?.get("body").cloned()
 }
 
-fn put_body(files: &mut Files, body: &Value) {
+fn put_body(files: &mut Files, manifest: &str, body: &Value) {
     let text = body.to_string();
-    let checksum = format!("{:016x}", xxh3_64(text.as_bytes()));
+    let checksum = hex(text.as_bytes());
     let whole =
         format!("{{\"format\": \"captree\", \"version\": 1, \"checksum\": \"{checksum}\", \"body\": {text}}}\n");
-    files.insert(MANIFEST.to_owned(), whole.into_bytes());
+    files.insert(manifest.to_owned(), whole.into_bytes());
+}
+
+fn hex(bytes: &[u8]) -> String {
+    format!("{:016x}", xxh3_64(bytes))
 }
 
 fn entry<'a>(body: &'a mut Value, file: &str) -> Option<&'a mut Value> {
-    let name = file.strip_suffix(".npy")?;
+    let name = file.rsplit('/').next()?.strip_suffix(".npy")?;
     body.get_mut("arrays")?.as_array_mut()?.iter_mut().find(|entry| entry["name"] == name)
 }
 
 /// Makes every checksum right again, as somebody would who forges a tree.
 fn mend(files: &mut Files) {
-    let Some(mut body) = body(files) else { return };
+    let names: Vec<String> = files.keys().cloned().collect();
+    names.iter().filter_map(|name| name.strip_suffix(MANIFEST)).for_each(|segment| mend_segment(segment, files));
+    names.iter().filter(|name| name.starts_with("manifest-")).for_each(|name| mend_tree(name, files));
+    if let Some((name, text)) = current(files).and_then(|name| files.get(&name).map(|text| (name, text))) {
+        let line = format!("{name} {}\n", hex(text));
+        files.insert(CURRENT.to_owned(), line.into_bytes());
+    }
+}
+
+/// The checksums of the deleted rows, and of the tree's manifest itself.
+fn mend_tree(manifest: &str, files: &mut Files) {
+    let Some(mut body) = body(files, manifest) else { return };
+    let set = &body["deleted"];
+    let file = set["number"].as_u64().and_then(|number| files.get(&format!("deleted/{number:06}.roaring")));
+    if let (Some(checksum), true) = (file.map(|file| hex(file)), set.is_object()) {
+        body["deleted"]["checksum"] = checksum.into();
+    }
+    put_body(files, manifest, &body);
+}
+
+/// The checksums of the arrays of a segment, of their table, and of the manifest. `segment` ends in a slash.
+fn mend_segment(segment: &str, files: &mut Files) {
+    let manifest = format!("{segment}{MANIFEST}");
+    let Some(mut body) = body(files, &manifest) else { return };
     let arrays = body["arrays"].as_array().into_iter().flatten();
-    let names = arrays.filter_map(|entry| entry["name"].as_str()).map(|name| format!("{name}.npy"));
+    let names = arrays.filter_map(|entry| entry["name"].as_str()).map(|name| format!("{segment}{name}.npy"));
     let chunks = names.filter_map(|name| files.get(&name)).flat_map(|file| file.chunks(CHUNK));
     let sums: Vec<u8> = chunks.flat_map(|chunk| xxh3_64(chunk).to_le_bytes()).collect();
-    if let Some(table) = files.get_mut(TABLE) {
+    if let Some(table) = files.get_mut(&format!("{segment}{TABLE}")) {
         let start = data_start(table);
         // As many as before: a file of another size is one of the changes.
         let fits = sums.len().min(table.len() - start);
         table[start..start + fits].copy_from_slice(&sums[..fits]);
-        let chunks: Vec<Value> = table.chunks(CHUNK).map(|chunk| format!("{:016x}", xxh3_64(chunk)).into()).collect();
+        let chunks: Vec<Value> = table.chunks(CHUNK).map(|chunk| hex(chunk).into()).collect();
         if body["checksums"].is_object() {
             body["checksums"]["chunks"] = Value::Array(chunks);
         }
     }
-    put_body(files, &body);
+    put_body(files, &manifest, &body);
 }
 
 /// How many values a manifest has, the nested ones included.

@@ -1,5 +1,6 @@
 //! A build whose rows come batch by batch and may be more than memory holds: each piece that fits becomes a segment.
-//! What is done is noted in the hidden folder of the new tree, so that the same build goes on there after it was killed.
+//! What is done is noted in the hidden folder of the new tree, so that the same build goes on there after it was
+//! killed.
 
 use std::path::Path;
 

@@ -18,7 +18,7 @@ use crate::store::Array;
 use crate::tree::{Change, Tree, Typed};
 use crate::vectors::{NormRange, Vectors, row};
 
-/// A larger segment stays as it is until the tree is compacted: building it again takes seconds.
+/// Segments stay as they are until the tree is compacted where more row numbers would be joined: building takes seconds.
 const MERGED: usize = 1 << 16;
 
 /// Rows that are copied between two looks at whether to stop.
@@ -33,8 +33,8 @@ pub struct Appending {
 }
 
 impl Appending {
-    /// Starts with no rows. `memory_limit` is the bytes that building may hold, if that is limited; rows are stored like
-    /// those of the tree.
+    /// Starts with no rows. `memory_limit` is the bytes that building may hold, if that is limited; rows are stored
+    /// like those of the tree.
     pub fn start(base: Arc<Tree>, normalize: bool, invalid: Invalid, memory_limit: Option<u64>) -> Self {
         let mut ingest = Ingest::new(base.storage(), normalize);
         ingest.set_invalid(invalid);
@@ -99,7 +99,8 @@ impl Tree {
     }
 
     /// The tree without what was deleted, in as few segments as can be built within `memory_limit` bytes, if that is
-    /// given: as quick as one that was built of the rows that are left. Rows keep their numbers. Durable when it returns.
+    /// given: as quick as one that was built of the rows that are left. Rows keep their numbers. Durable when it
+    /// returns.
     ///
     /// Errors: as [`Tree::append`], and [`Error::MemoryLimit`].
     pub fn compact(&self, memory_limit: Option<u64>, call: &Call) -> Result<Tree> {
@@ -133,8 +134,8 @@ struct Group {
     parts: usize,
 }
 
-/// What is to be built anew so that segments have at most so many rows that are not deleted: neighbors are joined as long
-/// as they fit; a segment that has no deleted rows and fits with none is left alone.
+/// What is to be built anew so that segments have at most so many rows that are not deleted: neighbors are joined as
+/// long as they fit; a segment that has no deleted rows and fits with none is left alone.
 fn groups(tree: &Tree, most: usize) -> Vec<Group> {
     let (mut groups, mut at) = (Vec::new(), 0);
     let segments = tree.segments();
@@ -167,7 +168,7 @@ fn add_merged(change: &mut Change, rows: Rows, most: usize, call: &Call) -> Resu
     change.check_room(first + rows.len())?;
     let (mut start, mut alive) = (first, rows.kept());
     for segment in tree.segments().iter().rev() {
-        if segment.alive() > alive || segment.len() > MERGED || alive + segment.alive() > most {
+        if segment.alive() > alive || start - segment.range().start > MERGED || alive + segment.alive() > most {
             break;
         }
         start = segment.range().start;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::de::IgnoredAny;
 
 use super::lock::WriterLock;
-use super::sibling::{NEW, OLD, Sibling, failed, parent, remove_leftovers, sync_folder};
-use super::versions::{self, JOB, is_of_tree};
+use super::sibling::{NEW, OLD, Sibling, failed, parent, remove_leftovers, stranger, sync_folder};
+use super::versions::{self, JOB};
 use crate::error::{Error, Result};
 
 /// A folder that becomes a tree; nothing appears at the tree's path before [`NewTree::finish`].
@@ -44,6 +44,8 @@ impl NewTree {
         let target = target_of(path)?;
         occupant(path)?;
         let found = Sibling::left_behind(&target, NEW, read);
+        // All others; this one is locked by now.
+        remove_leftovers(&target);
         Ok(found.map(|(temp, told)| (NewTree { target, temp }, told)))
     }
 
@@ -114,23 +116,6 @@ fn occupant(path: &Path) -> Result<Occupant> {
         return refused(format!("beside the tree, it holds {}", other.display()));
     }
     Ok(Occupant::Tree)
-}
-
-/// Something in the folder of a tree, or in a folder of that, which no tree has.
-fn stranger(tree: &Path) -> io::Result<Option<PathBuf>> {
-    let mut folders = vec![PathBuf::new()];
-    while let Some(inside) = folders.pop() {
-        for entry in tree.join(&inside).read_dir()? {
-            let entry = entry?;
-            let path = inside.join(entry.file_name());
-            match entry.file_type()?.is_dir() {
-                is_folder if !is_of_tree(&path, is_folder) => return Ok(Some(path)),
-                true => folders.push(path),
-                false => {}
-            }
-        }
-    }
-    Ok(None)
 }
 
 /// Renames the finished folder to `target`, replacing the tree that is there.

@@ -1,4 +1,4 @@
-//! One writer at a time: a lock on a file of the tree, which the system takes back when its process ends, however it does.
+//! One writer at a time: a lock on a file of the tree, which the system takes back when its process ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
@@ -24,28 +24,21 @@ impl WriterLock {
     /// [`Error::Locked`] if another writer has it, with what that one said of itself; [`Error::Io`].
     pub fn take(folder: &Path, what: &str) -> Result<Self> {
         let path = folder.join(LOCK);
-        let mut file = loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(|e| failed(folder, e))?;
-            match file.try_lock() {
-                Ok(()) if leads_to(&path, &file) => break file,
-                // A build put another tree in its place in between, which has a lock of its own.
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    let mut holder = String::new();
-                    // Who only just took it has not written its name yet.
-                    let _ = file.take(MAX_NAME).read_to_string(&mut holder);
-                    let holder = if holder.is_empty() { "another process".into() } else { holder };
-                    return Err(Error::Locked { path: folder.to_owned(), holder });
-                }
-                Err(TryLockError::Error(e)) => return Err(failed(folder, e)),
+        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = open().map_err(|e| failed(folder, e))?;
+        match file.try_lock() {
+            // A tree that was replaced meanwhile: its lock is not that of the new one.
+            Ok(()) if !leads_to(&path, &file) => return WriterLock::take(folder, what),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // Who only just took it has not written its name yet.
+                let _ = file.take(MAX_NAME).read_to_string(&mut holder);
+                let holder = if holder.is_empty() { "another process".into() } else { holder };
+                return Err(Error::Locked { path: folder.to_owned(), holder });
             }
-        };
+            Err(TryLockError::Error(e)) => return Err(failed(folder, e)),
+        }
         // For the message above alone.
         let _ = file.set_len(0).and_then(|()| file.write_all(name(what).as_bytes()));
         Ok(WriterLock { _file: file })

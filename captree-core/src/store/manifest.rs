@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 const FORMAT: &str = "captree";
 
 /// A manifest larger than this is not one: a petabyte of arrays needs less.
-const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+pub(super) const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
 /// What every version of the manifest has, read before anything else.
 #[derive(Deserialize)]
@@ -158,7 +158,8 @@ pub(super) fn read<B: DeserializeOwned>(folder: &Path) -> Result<Manifest<B>> {
 /// The text of a small file of a tree.
 ///
 /// # Errors
-/// [`Error::NotFound`] if the folder or the file is missing, [`Error::Corrupt`] if the file is too large, [`Error::Io`].
+/// [`Error::NotFound`] if the folder or the file is missing, [`Error::Corrupt`] if the file is too large,
+/// [`Error::Io`].
 pub(super) fn read_text(folder: &Path, name: &str) -> Result<Vec<u8>> {
     let missing = |reason: String| Error::NotFound { path: folder.to_owned(), reason };
     let context = |e| Error::io(format!("cannot read the tree at {}", folder.display()), e);

@@ -1,5 +1,5 @@
-//! Trees on disk: segments, each a folder of a few large flat arrays of open formats, mapped in milliseconds and checked
-//! as they are read; and manifests that say which segments make a tree ([`versions`]).
+//! Trees on disk: segments, each a folder of a few large flat arrays of open formats, mapped in milliseconds and
+//! checked as they are read; and manifests that say which segments make a tree ([`versions`]).
 //!
 //! The folder of a segment:
 //!
@@ -54,8 +54,8 @@ pub use lock::WriterLock;
 pub(crate) use manifest::from_hex;
 pub use scratch::ScratchWriter;
 pub use versions::{
-    DELETED, JOB, Names, SEGMENTS, Version, checksum_of, clean, commit, is_in_place, read, read_file, read_version,
-    write_file,
+    DELETED, JOB, MAX_NUMBER, Names, SEGMENTS, SET, Version, checksum_of, clean, commit, is_in_place, next_segment,
+    numbered, read, read_file, read_version, write_file,
 };
 pub use writer::{ArrayWriter, FolderWriter};
 

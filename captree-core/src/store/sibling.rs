@@ -120,12 +120,29 @@ pub(super) fn remove_leftovers(target: &Path) {
 
 /// Whether nothing but what writers put there is in a folder: a name alone is no proof that it is one of theirs.
 fn holds_a_tree(folder: &Path) -> bool {
-    let of_tree = |entry: io::Result<fs::DirEntry>| {
-        let entry = entry?;
-        let name = PathBuf::from(entry.file_name());
-        io::Result::Ok(name == Path::new(TREE) || is_of_tree(&name, entry.file_type()?.is_dir()))
+    let old = folder.join(TREE);
+    let whole = match old.symlink_metadata() {
+        Ok(found) => found.is_dir() && folder.read_dir().is_ok_and(|entries| entries.count() == 1),
+        Err(_) => return matches!(stranger(folder), Ok(None)),
     };
-    folder.read_dir().is_ok_and(|mut entries| entries.all(|entry| of_tree(entry).unwrap_or(false)))
+    whole && matches!(stranger(&old), Ok(None))
+}
+
+/// Something in the folder of a tree, or in a folder of that, which no tree has.
+pub(super) fn stranger(tree: &Path) -> io::Result<Option<PathBuf>> {
+    let mut folders = vec![PathBuf::new()];
+    while let Some(inside) = folders.pop() {
+        for entry in tree.join(&inside).read_dir()? {
+            let entry = entry?;
+            let path = inside.join(entry.file_name());
+            match entry.file_type()?.is_dir() {
+                is_folder if !is_of_tree(&path, is_folder) => return Ok(Some(path)),
+                true => folders.push(path),
+                false => {}
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// How the names of such folders begin.
@@ -143,9 +160,13 @@ pub(super) fn leads_to(path: &Path, file: &File) -> bool {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
-        let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        matches!((path.metadata(), file.metadata()), (Ok(a), Ok(b)) if same(&a, &b))
+        match (path.metadata(), file.metadata()) {
+            (Ok(there), Ok(held)) => (there.dev(), there.ino()) == (held.dev(), held.ino()),
+            (Err(e), _) => e.kind() != io::ErrorKind::NotFound,
+            _ => true,
+        }
     }
+    // Elsewhere a folder with an open file cannot be renamed.
     #[cfg(not(unix))]
     {
         let _ = file;

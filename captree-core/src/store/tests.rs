@@ -1,6 +1,7 @@
-//! Round trips and the file layout; damage and writing are in their own files.
+//! Round trips and the file layout of a segment's folder; damage, new trees and their states are in their own files.
 
 mod damage;
+mod versions;
 mod writing;
 
 use std::fs;
@@ -61,7 +62,7 @@ impl Contents {
     }
 
     fn write(&self, path: &Path) -> Result<()> {
-        let mut folder = FolderWriter::create(path)?;
+        let mut folder = FolderWriter::create(path, path)?;
         let mut vectors = folder.array::<f16>("vectors", &[ROWS, DIM])?;
         self.vectors.chunks(7_001).try_for_each(|part| vectors.write(part))?;
         vectors.finish()?;
@@ -118,6 +119,70 @@ fn sample() -> (tempfile::TempDir, PathBuf) {
     (place, path)
 }
 
+/// What the small trees of these tests say of themselves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct State {
+    note: String,
+    segments: Vec<u64>,
+    deleted: Option<u64>,
+}
+
+impl Names for State {
+    fn names(&self) -> Vec<PathBuf> {
+        let segments = self.segments.iter().map(|number| Path::new(SEGMENTS).join(numbered("", *number, "")));
+        let deleted = self.deleted.map(|number| Path::new(DELETED).join(numbered("", number, SET)));
+        segments.chain(deleted).collect()
+    }
+}
+
+/// A segment of a tree, of one array.
+fn write_segment(tree: &Path, number: u64, codes: &[i8]) -> Result<()> {
+    let mut folder = FolderWriter::create(&tree.join(SEGMENTS).join(numbered("", number, "")), tree)?;
+    write_one(&mut folder, "codes", &[codes.len()], codes)?;
+    folder.finish(&())
+}
+
+/// The parts of a tree of one segment, before it is put into its place.
+fn fill_tree(new: &NewTree, note: &str, codes: &[i8]) -> Result<()> {
+    for kind in [SEGMENTS, DELETED] {
+        fs::create_dir(new.folder().join(kind)).unwrap();
+    }
+    write_segment(new.folder(), 1, codes)?;
+    commit(new.folder(), new.target(), 1, &State { note: note.into(), segments: vec![1], deleted: None })
+}
+
+/// A tree of one segment at `path`, replacing another one.
+fn write_tree(path: &Path, note: &str, codes: &[i8]) -> Result<()> {
+    let new = NewTree::create(path)?;
+    fill_tree(&new, note, codes)?;
+    new.finish()
+}
+
+/// The note and the codes of all segments.
+fn read_tree(path: &Path) -> Result<(String, Vec<i8>)> {
+    read::<State>(path).and_then(|version| read_state(path, &version.body))
+}
+
+fn read_state(path: &Path, state: &State) -> Result<(String, Vec<i8>)> {
+    let mut codes = Vec::new();
+    for number in &state.segments {
+        let (folder, ()) = Folder::open(&path.join(SEGMENTS).join(numbered("", *number, "")))?;
+        codes.extend(read_one::<i8>(&folder, "codes", &[folder.shape("codes")?[0]])?);
+    }
+    Ok((state.note.clone(), codes))
+}
+
+/// A small tree, in a workplace of its own.
+fn small_tree() -> (tempfile::TempDir, PathBuf) {
+    let (place, path) = workplace();
+    write_tree(&path, "small", &[1, 2, 3]).unwrap();
+    (place, path)
+}
+
+fn assert_small(path: &Path) {
+    assert_eq!(read_tree(path).unwrap(), ("small".into(), vec![1, 2, 3]));
+}
+
 fn entries(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -143,7 +208,7 @@ fn everything_comes_back() {
 #[test]
 fn a_folder_without_arrays() {
     let (_place, path) = workplace();
-    FolderWriter::create(&path).unwrap().finish(&7u8).unwrap();
+    FolderWriter::create(&path, &path).unwrap().finish(&7u8).unwrap();
     let (_, body) = Folder::open::<u8>(&path).unwrap();
     assert_eq!(body, 7);
 }
@@ -179,7 +244,7 @@ fn files_are_npy() {
 
 fn round_trip<T: Element + PartialEq + std::fmt::Debug>(elements: &[T], shape: &[usize]) {
     let (_place, path) = workplace();
-    let mut folder = FolderWriter::create(&path).unwrap();
+    let mut folder = FolderWriter::create(&path, &path).unwrap();
     write_one(&mut folder, "a", shape, elements).unwrap();
     folder.finish(&()).unwrap();
     let (folder, ()) = Folder::open(&path).unwrap();
@@ -284,7 +349,7 @@ proptest! {
         let elements: Vec<Node> =
             elements.iter().map(|&(parent, bound, depth, leaf)| Node { parent, bound, depth, leaf }).collect();
         let (place, path) = workplace();
-        let mut folder = FolderWriter::create(&path).unwrap();
+        let mut folder = FolderWriter::create(&path, &path).unwrap();
         let mut array = folder.array::<Node>("nodes", &[elements.len()]).unwrap();
         let mut scratch = ScratchWriter::create(place.path()).unwrap();
         for part in elements.chunks(piece) {

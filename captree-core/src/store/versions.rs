@@ -9,8 +9,8 @@
 //! | `LOCK` | the lock of the one process that may write ([`super::WriterLock`]) |
 //!
 //! A change writes new files, makes them durable, and renames a new `CURRENT` over the old one: before that the tree is
-//! what it was, afterwards what it has become, whatever happens in between. A reader holds a shared lock on its manifest;
-//! files are removed once no manifest names them that is current or held.
+//! what it was, afterwards what it has become, whatever happens in between. A reader holds a shared lock on its
+//! manifest; files are removed once no manifest names them that is current or held.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::MANIFEST_FILE;
-use super::manifest::{from_hex, parse, read_text, to_hex, to_text};
+use super::manifest::{MAX_MANIFEST_BYTES, from_hex, parse, read_text, to_hex, to_text};
 use super::sibling::{failed, leads_to, sync_folder};
 use crate::error::{Error, Result};
 
@@ -37,9 +37,12 @@ pub const DELETED: &str = "deleted";
 /// What a build notes that can be gone on with; only in folders that are no trees yet.
 pub const JOB: &str = "job.json";
 /// Ends the names of sets of deleted rows.
-const SET: &str = ".roaring";
+pub const SET: &str = ".roaring";
 /// Ends the names of files that are not whole yet.
 const ASIDE: &str = ".tmp";
+
+/// No tree counts so far: the numbers above are there so that one more is always a number.
+pub const MAX_NUMBER: u64 = 1 << 60;
 
 /// A reader that finds one manifest after the other gone tries again for so long.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -66,28 +69,42 @@ pub struct Version<B> {
 /// Whether a path within a tree is one that a tree has.
 pub(super) fn is_of_tree(path: &Path, is_folder: bool) -> bool {
     let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
-    let numbered = |name: &str, start: &str, end: &str| {
-        let number = name.strip_prefix(start).and_then(|rest| rest.strip_suffix(end));
-        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-    };
     let whole = |name: &str| name.strip_suffix(ASIDE).unwrap_or(name).to_owned();
     match parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>()[..] {
         [name] if is_folder => name == SEGMENTS || name == DELETED,
         [LOCK] => true,
         [name] => whole(name) == CURRENT || whole(name) == JOB || number_of(&whole(name)).is_some(),
-        [SEGMENTS, name] => is_folder && numbered(name, "", ""),
+        [SEGMENTS, name] => is_folder && number_in(name, "", "").is_some(),
         [SEGMENTS, _, name] => !is_folder && (name == MANIFEST_FILE || name.ends_with(".npy")),
-        [DELETED, name] => !is_folder && numbered(&whole(name), "", SET),
+        [DELETED, name] => !is_folder && number_in(&whole(name), "", SET).is_some(),
         _ => false,
     }
 }
 
+/// A number as the names of files and folders have it.
+pub fn numbered(start: &str, number: u64, end: &str) -> String {
+    format!("{start}{number:06}{end}")
+}
+
+/// The number in a name, which is what [`numbered`] gives for it.
+fn number_in(name: &str, start: &str, end: &str) -> Option<u64> {
+    let number = name.strip_prefix(start)?.strip_suffix(end)?.parse().ok()?;
+    (number <= MAX_NUMBER && numbered(start, number, end) == name).then_some(number)
+}
+
 fn manifest_name(number: u64) -> String {
-    format!("manifest-{number:06}.json")
+    numbered("manifest-", number, ".json")
 }
 
 fn number_of(manifest: &str) -> Option<u64> {
-    manifest.strip_prefix("manifest-")?.strip_suffix(".json")?.parse().ok()
+    number_in(manifest, "manifest-", ".json")
+}
+
+/// The number of a new folder of a segment: higher than those of all that are there.
+pub fn next_segment(folder: &Path) -> u64 {
+    let found = folder.join(SEGMENTS).read_dir().into_iter().flatten().flatten();
+    let numbers = found.filter_map(|entry| number_in(&entry.file_name().to_string_lossy(), "", ""));
+    numbers.max().unwrap_or(0) + 1
 }
 
 /// Reads the current state of the tree at `folder`.
@@ -142,19 +159,27 @@ fn current(folder: &Path) -> Result<(u64, u64)> {
     };
     let text = String::from_utf8_lossy(&text);
     let parts = text.strip_suffix('\n').and_then(|line| line.split_once(' '));
-    let found = parts.and_then(|(name, checksum)| {
-        let number = number_of(name).filter(|number| manifest_name(*number) == name)?;
-        Some((number, from_hex(checksum)?))
-    });
-    found.ok_or_else(|| {
+    let found = parts.and_then(|(name, checksum)| Some((number_of(name)?, from_hex(checksum)?)));
+    // Each state has one text: a damaged one must not pass for another way to write it.
+    found.filter(|(number, checksum)| *text == line_of(*number, *checksum)).ok_or_else(|| {
         let reason = format!("{CURRENT}: expected a manifest's name and checksum, found {:?}", text.trim_end());
         Error::Corrupt { path: folder.to_owned(), reason }
     })
 }
 
+/// What `CURRENT` holds.
+fn line_of(number: u64, checksum: u64) -> String {
+    format!("{} {}\n", manifest_name(number), to_hex(checksum))
+}
+
 /// The manifest's file with a shared lock; nothing if it is gone or about to go.
 fn held(folder: &Path, number: u64) -> Result<Option<File>> {
     let path = folder.join(manifest_name(number));
+    // Looked at before it is opened: opening a named pipe would wait for a writer.
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        let reason = format!("{} is not a file", manifest_name(number));
+        return Err(Error::Corrupt { path: folder.to_owned(), reason });
+    }
     let file = match File::open(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(|e| Error::io(format!("cannot read {}", path.display()), e))?,
@@ -173,10 +198,14 @@ pub fn is_in_place(folder: &Path, number: u64, hold: &File) -> bool {
     leads_to(&folder.join(manifest_name(number)), hold)
 }
 
-fn open<B: DeserializeOwned>(folder: &Path, number: u64, mut hold: File, checksum: Option<u64>) -> Result<Version<B>> {
+fn open<B: DeserializeOwned>(folder: &Path, number: u64, hold: File, checksum: Option<u64>) -> Result<Version<B>> {
     let name = manifest_name(number);
-    let mut text = Vec::new();
-    hold.read_to_end(&mut text).map_err(|e| Error::io(format!("cannot read {}", folder.join(&name).display()), e))?;
+    let text = read_at_most(&hold, MAX_MANIFEST_BYTES)
+        .map_err(|e| Error::io(format!("cannot read {}", folder.join(&name).display()), e))?
+        .ok_or_else(|| {
+            let reason = format!("{name}: expected at most {MAX_MANIFEST_BYTES} bytes, found more");
+            Error::Corrupt { path: folder.to_owned(), reason }
+        })?;
     let body = parse(folder, &name, &text)?;
     match checksum {
         Some(expected) if expected != xxh3_64(&text) => {
@@ -188,6 +217,16 @@ fn open<B: DeserializeOwned>(folder: &Path, number: u64, mut hold: File, checksu
     }
 }
 
+/// What a file holds; nothing if that is more than `most` bytes, of which no more are read.
+fn read_at_most(file: &File, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    if file.metadata()?.len() <= most {
+        file.take(most + 1).read_to_end(&mut bytes)?;
+        return Ok((bytes.len() as u64 <= most).then_some(bytes));
+    }
+    Ok(None)
+}
+
 /// Makes `body` the current state of the tree at `folder`, under a number that is higher than any before.
 ///
 /// # Errors
@@ -195,7 +234,7 @@ fn open<B: DeserializeOwned>(folder: &Path, number: u64, mut hold: File, checksu
 pub fn commit<B: Serialize>(folder: &Path, about: &Path, number: u64, body: &B) -> Result<()> {
     let (name, text) = (manifest_name(number), to_text(body)?);
     write_file(folder, about, &name, text.as_bytes())?;
-    let line = format!("{name} {}\n", to_hex(xxh3_64(text.as_bytes())));
+    let line = line_of(number, xxh3_64(text.as_bytes()));
     write_file(folder, about, CURRENT, line.as_bytes())
 }
 
@@ -216,16 +255,22 @@ pub fn write_file(folder: &Path, about: &Path, name: &str, bytes: &[u8]) -> Resu
     Ok(())
 }
 
-/// Reads a small file of the tree at `folder` that a manifest names, with the checksum that this has for it.
+/// Reads a file of at most `most` bytes of the tree at `folder` that a manifest names, with the checksum that this has
+/// for it.
 ///
 /// # Errors
 /// [`Error::Corrupt`] if it is missing or another one; [`Error::Io`].
-pub fn read_file(folder: &Path, name: &str, checksum: u64) -> Result<Vec<u8>> {
+pub fn read_file(folder: &Path, name: &str, checksum: u64, most: u64) -> Result<Vec<u8>> {
     let corrupt = |reason: String| Error::Corrupt { path: folder.to_owned(), reason: format!("{name}: {reason}") };
-    let bytes = match fs::read(folder.join(name)) {
+    let path = folder.join(name);
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        return Err(corrupt("it is not a file".into()));
+    }
+    let bytes = match File::open(&path).and_then(|file| read_at_most(&file, most)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(corrupt("no such file".into())),
-        bytes => bytes.map_err(|e| Error::io(format!("cannot read {}", folder.join(name).display()), e))?,
+        bytes => bytes.map_err(|e| Error::io(format!("cannot read {}", path.display()), e))?,
     };
+    let bytes = bytes.ok_or_else(|| corrupt(format!("expected at most {most} bytes, found more")))?;
     match xxh3_64(&bytes) {
         found if found == checksum => Ok(bytes),
         found => Err(corrupt(format!("expected checksum {:?}, found {:?}", to_hex(checksum), to_hex(found)))),
@@ -245,18 +290,14 @@ pub fn clean<B: Names>(folder: &Path) -> Result<u64> {
         if name == JOB || (name.ends_with(ASIDE) && is_of_tree(Path::new(&name), false)) {
             freed += remove(&path);
         }
-        let Some(number) = number_of(&name) else { continue };
-        // Locked until it is gone: a reader that comes in between must not take it for one that stays.
-        let file = File::open(&path);
-        let in_use = number == newest
-            || match &file {
-                Ok(file) => matches!(file.try_lock(), Err(TryLockError::WouldBlock)),
-                // A process that has too many files open cannot tell.
-                Err(e) => e.kind() != io::ErrorKind::NotFound,
-            };
-        if !in_use {
-            freed += remove(&path);
-            continue;
+        let Some(number) = number_of(&name).filter(|_| path.is_file()) else { continue };
+        if number != newest {
+            // Locked until it is gone: a reader that comes meanwhile looks for the current one instead.
+            let lock = File::open(&path);
+            if lock.as_ref().is_ok_and(|file| !matches!(file.try_lock(), Err(TryLockError::WouldBlock))) {
+                freed += remove(&path);
+                continue;
+            }
         }
         // One that cannot be read may name anything: then everything stays.
         let text = read_text(folder, &name)?;

@@ -61,9 +61,7 @@ impl Change {
         // What a process that was killed left behind.
         store::clean::<Manifest>(&path)?;
         let segments = tree.open_segments();
-        let in_folder = fs::read_dir(path.join(store::SEGMENTS)).into_iter().flatten().flatten();
-        let numbers = in_folder.filter_map(|entry| entry.file_name().to_string_lossy().parse::<u64>().ok());
-        let next = numbers.max().unwrap_or(0) + 1;
+        let next = store::next_segment(&path);
         let deleted = tree.place.as_ref().and_then(|place| place.deleted.clone());
         let disk = Disk { path, _lock: lock, new: Vec::new(), next, deleted };
         Ok(Change { segments, rows: tree.rows, deleted: Arc::clone(&tree.deleted), tree, disk: Some(disk) })

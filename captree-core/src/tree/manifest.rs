@@ -1,5 +1,6 @@
 //! What a manifest says of a tree, and whether it can be true.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Params;
 use crate::element::Storage;
 use crate::limits::{MAX_DIM, MAX_ROWS};
-use crate::store::{DELETED, Names, SEGMENTS};
+use crate::store::{DELETED, MAX_NUMBER, Names, SEGMENTS, SET, numbered};
 
 /// The body of a tree's manifest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,12 +53,12 @@ pub(super) struct DeletedEntry {
 
 /// Path of a segment within a tree.
 pub(super) fn segment_path(number: u64) -> PathBuf {
-    Path::new(SEGMENTS).join(format!("{number:06}"))
+    Path::new(SEGMENTS).join(numbered("", number, ""))
 }
 
 /// Path of a set of deleted rows within a tree.
 pub(super) fn deleted_path(number: u64) -> PathBuf {
-    Path::new(DELETED).join(format!("{number:06}.roaring"))
+    Path::new(DELETED).join(numbered("", number, SET))
 }
 
 impl Names for Manifest {
@@ -80,14 +81,22 @@ impl Manifest {
         if let Err(e) = Params::new(self.fanout, Some(self.leaf_size), self.seed) {
             return Some(e.to_string());
         }
-        let mut next = 0;
+        let (mut next, mut numbers) = (0, HashSet::new());
         for segment in &self.segments {
+            if segment.number > MAX_NUMBER || !numbers.insert(segment.number) {
+                return Some(format!("expected a folder of its own for each segment, found {segment:?}"));
+            }
             let end = segment.first.checked_add(segment.rows).filter(|end| *end <= self.rows);
             match end {
                 Some(end) if segment.first >= next && segment.rows > 0 && segment.dead < segment.rows => next = end,
                 _ => return Some(format!("expected segments one behind the other, found {segment:?}")),
             }
         }
-        None
+        match &self.deleted {
+            Some(set) if set.number > MAX_NUMBER || set.rows == 0 || set.rows > self.rows => {
+                Some(format!("expected 1 to {} deleted rows, found {set:?}", self.rows))
+            }
+            _ => None,
+        }
     }
 }

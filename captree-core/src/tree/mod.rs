@@ -1,7 +1,7 @@
-//! The tree: a list of segments, each a tree of spherical caps over the next row numbers, and the rows that were deleted.
+//! The tree: a list of segments, each a tree of spherical caps over the next row numbers, and the deleted rows.
 //!
-//! A [`Tree`] never changes: [`Tree::append`], [`Tree::delete`] and [`Tree::compact`] give another one, which shares what
-//! stayed as it was. Every query asks the segments one after the other and adds, joins or compares what they give.
+//! A [`Tree`] never changes: [`Tree::append`], [`Tree::delete`] and [`Tree::compact`] give another one, which shares
+//! what stayed as it was. Every query asks the segments one after the other and adds, joins or compares what they give.
 
 mod commit;
 mod dead;

@@ -43,6 +43,9 @@ impl Place {
     }
 }
 
+/// More than the bits of all row numbers there can be.
+const MAX_SET_BYTES: u64 = 1 << 30;
+
 /// The number of the first segment, and of the first state, of a new tree.
 pub(crate) const FIRST: u64 = 1;
 
@@ -98,8 +101,14 @@ impl Tree {
                 let expected = (entry.rows, manifest.dim, manifest.storage.name());
                 return Err(corrupt(format!("segment {}: expected {expected:?}, found {found:?}", entry.number)));
             }
-            if entry.dead >= stored.kept() {
-                return Err(corrupt(format!("segment {}: expected rows that are not deleted", entry.number)));
+            let last = entry.first + entry.rows - 1;
+            let deleted_here = deleted.range_cardinality(entry.first as u32..=last as u32) as usize;
+            // Rows that were deleted before the segment was built are skipped ones in it.
+            let skipped = deleted_here.checked_sub(entry.dead);
+            if entry.dead >= stored.kept() || skipped.is_none_or(|n| n > stored.len() - stored.kept()) {
+                let found = format!("{deleted_here} of {} rows, {} with vectors", stored.len(), stored.kept());
+                let (number, dead) = (entry.number, entry.dead);
+                return Err(corrupt(format!("segment {number}: expected {dead} deleted with vectors, found {found}")));
             }
             segments.push(Segment::new(stored, entry.first, Arc::clone(&deleted), entry.dead));
         }
@@ -287,7 +296,9 @@ fn read_deleted(folder: &Path, entry: &DeletedEntry, rows: usize) -> Result<(Roa
     let Some(checksum) = from_hex(&entry.checksum) else {
         return Err(corrupt(format!("expected a checksum, found {:?}", entry.checksum)));
     };
-    let bytes = store::read_file(folder, &name, checksum)?;
+    // For each row no more than a container of its own.
+    let most = MAX_SET_BYTES.min(16 * (entry.rows as u64 + 1));
+    let bytes = store::read_file(folder, &name, checksum, most)?;
     let set = RoaringBitmap::deserialize_from(&bytes[..]).map_err(|e| corrupt(e.to_string()))?;
     if set.len() != entry.rows as u64 || set.max().is_some_and(|last| last as usize >= rows) {
         return Err(corrupt(format!("expected {} rows below {rows}, found {set:?}", entry.rows)));

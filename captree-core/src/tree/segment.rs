@@ -1,5 +1,5 @@
-//! A segment: a tree of spherical caps over consecutive row numbers. Flat arrays of nodes, their centers, and the rows in
-//! tree order; none of it changes once it is written.
+//! A segment: a tree of spherical caps over consecutive row numbers. Flat arrays of nodes, their centers, and the rows
+//! in tree order; none of it changes once it is written.
 
 use std::ops::{Deref, Range};
 use std::path::PathBuf;

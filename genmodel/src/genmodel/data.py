@@ -177,7 +177,7 @@ class WrittenPairs:
         rank, world: which share.
 
     Raises:
-        DataError: no such files, or other columns.
+        DataError: no such files, other columns, or empty caps.
     """
 
     def __init__(self, folder: str | Path, batch_size: int, rank: int = 0, world: int = 1) -> None:
@@ -223,6 +223,11 @@ class WrittenPairs:
                 )
             except (OSError, ValueError, KeyError) as error:
                 raise DataError(f"{file} holds no pairs: {error}") from error
+            empty = int((made.rows < 0).sum())
+            if empty:
+                raise DataError(
+                    f'{file}: expected a row in every cap, as empty="redraw" writes them, got {empty} without'
+                )
             self._held = (number, made)
         return self._held[1]
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import captree
+from captree._centers import absent_rows
 
 _BLOCK_BYTES = 128 << 20
 _PAIRS = 8192
@@ -18,7 +19,7 @@ _PAIRS = 8192
 def blocks(tree: captree.Tree) -> Iterator[NDArray[np.float32]]:
     """The stored vectors as float32, in blocks of bounded size."""
     step = max(1, _BLOCK_BYTES // (4 * tree.dim))
-    kept = np.setdiff1d(np.arange(len(tree)), tree.skipped)
+    kept = np.setdiff1d(np.arange(len(tree)), absent_rows(tree))
     for start in range(0, kept.size, step):
         yield tree.take(kept[start : start + step]).astype(np.float32)
 

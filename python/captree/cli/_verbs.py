@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import captree
-from captree.cli import bench, build, figures, pairs, query, story
+from captree.cli import bench, build, change, figures, pairs, query, story
 from captree.cli._parser import VerbParser
 
 ABOUT = """\
@@ -31,6 +31,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"captree {captree.__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True, parser_class=VerbParser)
-    for module in (build, query, pairs, bench, figures, story):
+    for module in (build, change, query, pairs, bench, figures, story):
         module.add(verbs)
     return parser

@@ -33,8 +33,9 @@ subfolders are read too; files come in the natural order of their names (9 befor
 bfloat16, float32 or float64, with --normalize also int8 and uint8. Rows must be finite and of unit length;
 --normalize scales them. Rows that --invalid skip leaves out keep their number and lie in no cap.
 The stored vectors (--storage) are the ones that every later answer is exact about.
-The same input and seed give the same tree on any number of threads. A tree at OUT is replaced, once the new
-one is whole, and so is an empty folder; anything else there is an error.
+The same input and seed give the same tree on any number of threads. Where memory is short, the tree gets
+several segments; a build that was interrupted goes on with the next one when it is called again. A tree at OUT
+is replaced, once the new one is whole, and so is an empty folder; anything else there is an error.
         """,
     )
     parser.add_argument("input", metavar="IN", help="vectors: .npy, Parquet or Arrow IPC, one file or a folder")
@@ -48,7 +49,9 @@ one is whole, and so is an empty folder; anything else there is an error.
         default="float16",
         help="element type of the stored vectors (float16)",
     )
-    parser.add_argument("--memory-limit", metavar="BYTES", help="most memory to use, such as 8GiB (default: no limit)")
+    parser.add_argument(
+        "--memory-limit", metavar="BYTES", help="most memory to use, such as 8GiB (default: half of what is free)"
+    )
     parser.add_argument("--normalize", action="store_true", help="scale every row to unit length")
     parser.add_argument(
         "--invalid",
@@ -139,8 +142,10 @@ def describe(tree: captree.Tree, name: str) -> str:
     lines = [
         f"{name}",
         f"  {rows:,} rows of {stats['dim']} dimensions, stored as {stats['storage']}"
-        + (f"; {stats['skipped']:,} of them skipped" if stats["skipped"] else ""),
-        f"  {text.size(size)} in all, {text.size(stats['vector_bytes'])} of them vectors",
+        + (f"; {stats['skipped']:,} of them skipped" if stats["skipped"] else "")
+        + (f"; {stats['deleted']:,} of them deleted" if stats["deleted"] else ""),
+        f"  {text.size(size)} in all, {text.size(stats['vector_bytes'])} of them vectors"
+        + (f"; {stats['segments']:,} segments" if stats["segments"] != 1 else ""),
         f"  {stats['nodes']:,} nodes, {stats['leaves']:,} of them leaves with {stats['leaf_rows_min']:,} to "
         f"{stats['leaf_rows_max']:,} rows (mean {stats['leaf_rows_mean']:.1f})",
         f"  fanout {stats['fanout']}, leaf size {stats['leaf_size']}, seed {stats['seed']}; kernels {stats['kernels']}",
@@ -154,7 +159,7 @@ def by_depth(tree: captree.Tree) -> list[dict[str, Any]]:
     """For every depth: nodes, leaves, the median rows and the median and largest bound of its nodes."""
     nodes = tree._core.nodes()
     found = []
-    for depth in range(int(nodes["depth"].max()) + 1):
+    for depth in range(tree.depth + 1 if nodes["depth"].size else 0):
         here = nodes["depth"] == depth
         bounds = nodes["max_cos_distance"][here]
         found.append(

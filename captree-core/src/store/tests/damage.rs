@@ -123,7 +123,7 @@ proptest! {
         const LEN: usize = 9_175_040 - 128;
         let (_, big) = BIG.get_or_init(|| {
             let (place, path) = workplace();
-            let mut folder = FolderWriter::create(&path).unwrap();
+            let mut folder = FolderWriter::create(&path, &path).unwrap();
             write_one(&mut folder, "a", &[LEN], &vec![9u8; LEN]).unwrap();
             folder.finish(&()).unwrap();
             (place, path)
