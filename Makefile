@@ -37,7 +37,7 @@ section = @printf '\n=== %s  %s\n' "$$(date +%T)" '$(1)'
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs wheel dev clean compare fuzz sanitize \
+.PHONY: help demo test lint bench docs wheel dev clean compare fuzz sanitize crash \
         lint-rust lint-python lint-genmodel test-rust test-fuzz test-docs-rust test-stubs test-benches test-torch test-genmodel \
         test-python test-aarch64 bench-data study-scenes study-clipart
 
@@ -75,6 +75,10 @@ fuzz: ## Open, verify and ask damaged tree folders for ten minutes (FUZZ_SECONDS
 		target/fuzz/$(HOST)/debug/captree-fuzz --seconds $(FUZZ_SECONDS) --corpus $(CORPUS) --save $(FUZZ_SAVE).$$core & \
 		jobs+=($$!); \
 	done; for job in "$${jobs[@]}"; do wait $$job || status=1; done; exit $$status
+
+# `make test` runs a small part of this.
+crash: $(VENV)/.stamp-captree ## Kill every change of a tree at 500 random moments; 10,000 appends
+	CAPTREE_CRASHES=500 $(PY) -m pytest tests/crash
 
 # rustc keeps sanitizers for its nightly versions; the variable makes this one take the option.
 sanitize: export RUSTC_BOOTSTRAP := 1

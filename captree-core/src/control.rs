@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -13,6 +14,9 @@ use crate::limits::MAX_THREADS;
 /// No thread holds the lock on the pools for so long.
 const LOCKED: Duration = Duration::from_millis(100);
 
+/// Who polls answers within this time, or is not waited for.
+const ANSWERED: Duration = Duration::from_secs(1);
+
 /// Progress and cancellation: workers report progress and ask whether to stop; the caller polls.
 #[derive(Debug, Default)]
 pub struct Control {
@@ -20,9 +24,32 @@ pub struct Control {
     done: AtomicU64,
     total: AtomicU64,
     phase: Mutex<String>,
+    asks: Mutex<Option<Sender<SyncSender<()>>>>,
 }
 
 impl Control {
+    /// Whoever polls from now on hears of [`Control::last_check`]: it is sent what it is to answer to.
+    pub fn set_asks(&self, asks: Sender<SyncSender<()>>) {
+        *self.asks.lock().unwrap_or_else(PoisonError::into_inner) = Some(asks);
+    }
+
+    /// Tells whoever polls that there is nothing more to come.
+    pub fn drop_asks(&self) {
+        *self.asks.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// [`Control::check`] before what cannot be taken back: the caller polls first, so that what it was told before
+    /// now, and has not passed on, counts.
+    pub fn last_check(&self) -> Result<()> {
+        let asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (answer, answered) = sync_channel(1);
+        // Who is gone has nothing to say; and one that waits for a thread of this pool must not be waited for.
+        if asks.is_some_and(|asks| asks.send(answer).is_ok()) {
+            let _ = answered.recv_timeout(ANSWERED);
+        }
+        self.check()
+    }
+
     /// Starts a new phase of `total` units of work.
     pub fn phase(&self, name: impl Into<String>, total: u64) {
         *self.phase.lock().unwrap_or_else(|e| e.into_inner()) = name.into();

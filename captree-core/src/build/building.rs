@@ -127,6 +127,7 @@ impl Building {
         let Building { options, new, pieces, done, .. } = &mut self;
         pieces.finish(|piece| write(new, options, done, piece, call))?;
         done.rows = pieces.ingest.rows();
+        call.last_check()?;
         self.new.finish_with(&self.done, self.options.storage, &self.options.params)?;
         Tree::open(&self.out)
     }

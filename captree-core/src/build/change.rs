@@ -73,6 +73,7 @@ impl Appending {
         })?;
         let added = first..first + self.pieces.ingest.rows();
         change.reach(added.end)?;
+        call.last_check()?;
         Ok((change.commit()?, added))
     }
 }
@@ -93,6 +94,7 @@ impl Tree {
         let added = first..first + rows.len();
         add_merged(&mut change, rows, usize::MAX, call)?;
         change.reach(added.end)?;
+        call.last_check()?;
         Ok((change.commit()?, added))
     }
 
@@ -121,6 +123,7 @@ impl Tree {
                 }
             }
         }
+        call.last_check()?;
         change.commit()
     }
 }

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 /// The Rust core. Private: use the names of `captree`.
 #[pymodule(gil_used = false)]
 mod _core {
+    use numpy::{PyArray1, PyArrayMethods};
     use pyo3::prelude::*;
 
     #[pymodule_export]
@@ -24,6 +25,8 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // NumPy's interface is looked up when it is first used. Ctrl-C in the middle of that would come out as a panic.
+        let _ = PyArray1::<i64>::zeros(module.py(), 0, false).try_readonly();
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -2,7 +2,7 @@
 //! pool from its first step on: rayon's global pool does not survive a fork.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, channel};
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -47,17 +47,17 @@ pub(super) fn run<R: Send>(
     let call = Call::new(threads).map_err(|e| errors::to_py(py, &e))?;
     let mut raised: Option<PyErr> = None;
     let result = std::thread::scope(|scope| {
-        let (sender, mut receiver) = sync_channel(1);
+        let (events, mut receiver) = channel::<SyncSender<()>>();
+        call.set_asks(events);
         let worker = std::thread::Builder::new().name("captree-call".into()).spawn_scoped(scope, {
             let call = &call;
             move || {
-                // The receiver outlives this thread, so sending cannot fail.
-                let _ = sender.send(guarded(|| call.run(|| work(call))));
+                let result = guarded(|| call.run(|| work(call)));
+                call.drop_asks();
+                result
             }
         });
-        if let Err(e) = worker {
-            return Err(Failure::Core(Error::io("starting a thread", e)));
-        }
+        let worker = worker.map_err(|e| Failure::Core(Error::io("starting a thread", e)))?;
         let report = |raised: &mut Option<PyErr>| {
             let called = progress.map_or(Ok(()), |callback| callback.call1(call.snapshot()).map(|_| ()));
             if let Err(e) = py.check_signals().and(called)
@@ -71,16 +71,19 @@ pub(super) fn run<R: Send>(
             // A receiver may move to the detached closure but not be shared with it: hand over the only reference.
             let only = &mut receiver;
             match py.detach(move || only.recv_timeout(POLL)) {
-                Ok(result) => {
-                    if result.is_ok() {
-                        report(&mut raised);
-                    }
-                    return result;
+                Ok(answer) => {
+                    report(&mut raised);
+                    let _ = answer.send(());
                 }
                 Err(RecvTimeoutError::Timeout) => report(&mut raised),
-                Err(RecvTimeoutError::Disconnected) => return Err(Failure::Panic("the worker vanished".into())),
+                Err(RecvTimeoutError::Disconnected) => break,
             }
         }
+        let result = py.detach(|| worker.join()).unwrap_or_else(|_| Err(Failure::Panic("the worker vanished".into())));
+        if result.is_ok() {
+            report(&mut raised);
+        }
+        result
     });
     match raised {
         Some(e) => Err(e),

@@ -73,8 +73,10 @@ impl NewTree {
     /// [`Error::Io`], [`Error::Locked`] if another process changes the old tree. The path then holds what it held
     /// before, unless the message says otherwise.
     pub fn finish(self) -> Result<()> {
-        let _ = fs::remove_file(self.temp.path().join(JOB));
-        install(self.temp, &self.target)
+        install(self.temp, &self.target)?;
+        // Not before: a build that found its place locked can be gone on with.
+        let _ = fs::remove_file(self.target.join(JOB));
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::Path;
 
-use super::sibling::failed;
+use super::sibling::{failed, leads_to};
 use super::versions::LOCK;
 use crate::error::{Error, Result};
 
@@ -28,7 +28,7 @@ impl WriterLock {
         let mut file = open().map_err(|e| failed(folder, e))?;
         match file.try_lock() {
             // A tree that was replaced meanwhile: its lock is not that of the new one.
-            Ok(()) if !is_at(&file, &path) => return WriterLock::take(folder, what),
+            Ok(()) if !leads_to(&path, &file) => return WriterLock::take(folder, what),
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
@@ -43,23 +43,6 @@ impl WriterLock {
         let _ = file.set_len(0).and_then(|()| file.write_all(name(what).as_bytes()));
         Ok(WriterLock { _file: file })
     }
-}
-
-/// Whether a file is still the one at a path.
-#[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), path.metadata()) {
-        (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),
-        (_, Err(e)) => e.kind() != std::io::ErrorKind::NotFound,
-        _ => true,
-    }
-}
-
-/// Elsewhere a folder with an open file cannot be renamed.
-#[cfg(not(unix))]
-fn is_at(_file: &File, _path: &Path) -> bool {
-    true
 }
 
 /// What a writer says of itself.

@@ -54,8 +54,8 @@ pub use lock::WriterLock;
 pub(crate) use manifest::from_hex;
 pub use scratch::ScratchWriter;
 pub use versions::{
-    DELETED, JOB, MAX_NUMBER, Names, SEGMENTS, SET, Version, checksum_of, clean, commit, next_segment, numbered, read,
-    read_file, read_version, write_file,
+    DELETED, JOB, MAX_NUMBER, Names, SEGMENTS, SET, Version, checksum_of, clean, commit, is_in_place, next_segment,
+    numbered, read, read_file, read_version, write_file,
 };
 pub use writer::{ArrayWriter, FolderWriter};
 

@@ -155,6 +155,25 @@ pub(super) fn parent(target: &Path) -> &Path {
     target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Whether a path leads to this open file, and not to one that has taken its name since.
+pub(super) fn leads_to(path: &Path, file: &File) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        match (path.metadata(), file.metadata()) {
+            (Ok(there), Ok(held)) => (there.dev(), there.ino()) == (held.dev(), held.ino()),
+            (Err(e), _) => e.kind() != io::ErrorKind::NotFound,
+            _ => true,
+        }
+    }
+    // Elsewhere a folder with an open file cannot be renamed.
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        path.exists()
+    }
+}
+
 /// What to say when a tree cannot be written.
 pub(super) fn failed(target: &Path, source: io::Error) -> Error {
     Error::io(format!("cannot write the tree {}", target.display()), source)

@@ -23,7 +23,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::MANIFEST_FILE;
 use super::manifest::{MAX_MANIFEST_BYTES, from_hex, parse, read_text, to_hex, to_text};
-use super::sibling::{failed, sync_folder};
+use super::sibling::{failed, leads_to, sync_folder};
 use crate::error::{Error, Result};
 
 /// Names the manifest that counts.
@@ -72,8 +72,8 @@ pub(super) fn is_of_tree(path: &Path, is_folder: bool) -> bool {
     let whole = |name: &str| name.strip_suffix(ASIDE).unwrap_or(name).to_owned();
     match parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>()[..] {
         [name] if is_folder => name == SEGMENTS || name == DELETED,
-        [LOCK] | [JOB] => true,
-        [name] => whole(name) == CURRENT || number_of(&whole(name)).is_some(),
+        [LOCK] => true,
+        [name] => whole(name) == CURRENT || whole(name) == JOB || number_of(&whole(name)).is_some(),
         [SEGMENTS, name] => is_folder && number_in(name, "", "").is_some(),
         [SEGMENTS, _, name] => !is_folder && (name == MANIFEST_FILE || name.ends_with(".npy")),
         [DELETED, name] => !is_folder && number_in(&whole(name), "", SET).is_some(),
@@ -116,7 +116,11 @@ pub fn read<B: DeserializeOwned>(folder: &Path) -> Result<Version<B>> {
     loop {
         let (number, checksum) = current(folder)?;
         match held(folder, number)? {
-            Some(hold) => return open(folder, number, hold, Some(checksum)),
+            Some(hold) => match open(folder, number, hold, Some(checksum)) {
+                // A build put another tree in its place in between.
+                Err(Error::Corrupt { .. }) if start.elapsed() < PATIENCE && current(folder)? != (number, checksum) => {}
+                opened => return opened,
+            },
             // A writer removed it after it was named here: by now another one is.
             None if start.elapsed() < PATIENCE && current(folder)?.0 != number => {}
             None => return Err(gone(folder, number)),
@@ -185,8 +189,13 @@ fn held(folder: &Path, number: u64) -> Result<Option<File>> {
         // Where the system cannot lock, open maps keep removed files alive all the same.
         Ok(()) | Err(TryLockError::Error(_)) => {}
     }
-    // Numbers are not used twice: what is there now is what was locked.
-    Ok(path.exists().then_some(file))
+    Ok(leads_to(&path, &file).then_some(file))
+}
+
+/// Whether the tree at `folder` is still the one in which the manifest `hold` of this number was opened: a build may
+/// put another one in its place, which numbers its states and segments anew.
+pub fn is_in_place(folder: &Path, number: u64, hold: &File) -> bool {
+    leads_to(&folder.join(manifest_name(number)), hold)
 }
 
 fn open<B: DeserializeOwned>(folder: &Path, number: u64, hold: File, checksum: Option<u64>) -> Result<Version<B>> {
@@ -278,7 +287,7 @@ pub fn clean<B: Names>(folder: &Path) -> Result<u64> {
     };
     for path in entries(folder) {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.ends_with(ASIDE) && is_of_tree(Path::new(&name), false) {
+        if name == JOB || (name.ends_with(ASIDE) && is_of_tree(Path::new(&name), false)) {
             freed += remove(&path);
         }
         let Some(number) = number_of(&name).filter(|_| path.is_file()) else { continue };

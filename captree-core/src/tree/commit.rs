@@ -55,7 +55,9 @@ impl Change {
         };
         let path = place.path().to_owned();
         let lock = WriterLock::take(&path, what)?;
-        let tree = Tree::of_version(&path, store::read(&path)?, &tree.open_segments())?;
+        // Segments that are open already serve again, unless they are those of a tree that was there before.
+        let open = if place.is_there() { tree.open_segments() } else { Vec::new() };
+        let tree = Tree::of_version(&path, store::read(&path)?, &open)?;
         // What a process that was killed left behind.
         store::clean::<Manifest>(&path)?;
         let segments = tree.open_segments();

@@ -23,7 +23,7 @@ pub(super) struct Place {
     pub numbers: Vec<u64>,
     pub deleted: Option<DeletedEntry>,
     /// Tells writers that the files of this state are in use.
-    _hold: File,
+    hold: File,
     /// Bytes of the manifest and the set of deleted rows.
     pub bytes: u64,
 }
@@ -35,6 +35,11 @@ impl Place {
 
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Whether the tree at the path is still this one, in this or a later state, and not one that was built anew.
+    pub fn is_there(&self) -> bool {
+        store::is_in_place(&self.path, self.version, &self.hold)
     }
 }
 
@@ -50,7 +55,15 @@ impl Tree {
     ///
     /// Errors: [`Error::NotFound`], [`Error::Corrupt`], [`Error::NewerVersion`], [`Error::Io`].
     pub fn open(path: &Path) -> Result<Tree> {
-        Tree::of_version(path, store::read(path)?, &[])
+        loop {
+            let version = store::read(path)?;
+            let (number, hold) = (version.number, version.hold.try_clone());
+            let opened = Tree::of_version(path, version, &[]);
+            // Otherwise a build put another tree in its place, and what was opened may be of both.
+            if hold.map_or(true, |hold| store::is_in_place(path, number, &hold)) {
+                return opened;
+            }
+        }
     }
 
     /// The same in a state of which [`Tree::version`] told, and which a tree that is open, here or in another process,
@@ -104,7 +117,7 @@ impl Tree {
             version: number,
             numbers: manifest.segments.iter().map(|entry| entry.number).collect(),
             deleted: manifest.deleted.clone(),
-            _hold: hold,
+            hold,
             bytes,
         };
         Ok(Tree {
