@@ -1,7 +1,7 @@
 //! `captree._core.Tree`.
 
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, RwLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock, TryLockError};
 
 use half::f16;
 use numpy::ndarray::Array2;
@@ -45,9 +45,17 @@ impl Tree {
         Arc::clone(&self.tree.read().unwrap_or_else(|e| e.into_inner()))
     }
 
-    /// Puts what `change` makes of the tree in its place. One change at a time; called without the GIL.
+    /// Puts what `change` makes of the tree in its place. Errors: [`Error::Locked`] while another change is made.
     pub fn change<R>(&self, change: impl FnOnce(&crate::tree::Tree) -> Result<(crate::tree::Tree, R)>) -> Result<R> {
-        let _one = self.change.lock().unwrap_or_else(|e| e.into_inner());
+        // Not waited for: this is a thread of the pool, which the other change may need to go on.
+        let _one = match self.change.try_lock() {
+            Ok(one) => one,
+            Err(TryLockError::Poisoned(e)) => e.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let path = self.now().path().map_or_else(|| "(memory)".into(), Path::to_owned);
+                return Err(Error::Locked { path, holder: "another thread".into() });
+            }
+        };
         let (tree, told) = change(&self.now())?;
         *self.tree.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(tree);
         // Files that the tree before needed. What cannot be removed now is removed by the next change.
