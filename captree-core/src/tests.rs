@@ -275,7 +275,7 @@ fn trees_on_disk_answer_alike_and_bad_arguments_are_errors() {
         assert_eq!(count(changed), count(&in_memory));
         assert_eq!((changed.deleted(), changed.alive()), (vec![3, 4, 510], 537));
         assert!(changed.nodes() == in_memory.nodes());
-        let compact = changed.compact(&call).unwrap();
+        let compact = changed.compact(None, &call).unwrap();
         compact.verify(&call).unwrap();
         assert_eq!((count(&compact), compact.deleted(), compact.len()), (count(changed), vec![3, 4, 510], 540));
     }
