@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::errors::to_py;
-use super::run::{is_short, run, run_short};
+use super::run::{is_short, run, run_outside, run_short, run_short_outside};
 use crate::ablation::StepSet;
 use crate::caps::Caps;
 use crate::control::Call;
@@ -45,7 +45,8 @@ impl Tree {
         Arc::clone(&self.tree.read().unwrap_or_else(|e| e.into_inner()))
     }
 
-    /// Puts what `change` makes of the tree in its place. One change at a time; called without the GIL.
+    /// Puts what `change` makes of the tree in its place. One change at a time; called without the GIL
+    /// and outside of the pool.
     pub fn change<R>(&self, change: impl FnOnce(&crate::tree::Tree) -> Result<(crate::tree::Tree, R)>) -> Result<R> {
         let _one = self.change.lock().unwrap_or_else(|e| e.into_inner());
         let (tree, told) = change(&self.now())?;
@@ -113,7 +114,7 @@ impl Tree {
     /// Deletes rows; returns how many there were.
     fn delete(&self, py: Python<'_>, rows: PyReadonlyArray1<'_, i64>) -> PyResult<usize> {
         let rows = rows.as_slice()?;
-        run_short(py, None, |_| self.change(|tree| tree.delete(rows)))
+        run_short_outside(py, None, |call| self.change(|tree| call.run(|| tree.delete(rows))))
     }
 
     #[pyo3(signature = (memory_limit = None, threads = None, progress = None))]
@@ -125,7 +126,7 @@ impl Tree {
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let limit = memory_limit.or_else(half_of_free);
-        run(py, threads, progress, |call| self.change(|tree| Ok((tree.compact(limit, call)?, ()))))
+        run_outside(py, threads, progress, |call| self.change(|tree| call.run(|| Ok((tree.compact(limit, call)?, ())))))
     }
 
     /// Removes files that nobody needs; returns their bytes.
