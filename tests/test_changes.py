@@ -322,19 +322,28 @@ def test_changes_from_another_process_are_not_lost(tmp_path):
     assert_answers(captree.open(tmp_path / "t.captree"), stored)
 
 
-def test_threads_change_a_tree_in_memory_one_after_the_other():
-    tree = captree.build(random_units(10, D))
-    got = []
-    threads = [
-        threading.Thread(target=lambda seed=seed: got.append(tree.append(random_units(20, D, seed=seed))))
-        for seed in range(8)
-    ]
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_threads_change_a_tree_one_at_a_time(tmp_path, on_disk):
+    """No append is lost: it is made, or its thread is told that another one is at it."""
+    tree = captree.build(random_units(10, D), out=tmp_path / "t.captree" if on_disk else None)
+    got, refused = [], []
+
+    def append(seed):
+        try:
+            got.append(tree.append(random_units(20, D, seed=seed)))
+        except errors.TreeLockedError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=append, args=(seed,)) for seed in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(rows.start for rows in got) == list(range(10, 170, 20))
-    assert len(tree) == 170
+    assert len(got) + len(refused) == 8
+    assert got
+    assert sorted(rows.start for rows in got) == list(range(10, 10 + 20 * len(got), 20))
+    assert len(tree) == 10 + 20 * len(got)
+    assert all("one writer at a time" in text for text in refused)
 
 
 def test_all_rows_may_go(tmp_path):

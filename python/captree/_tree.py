@@ -323,7 +323,7 @@ class Tree:
         """
         array = self._unit_rows(queries, "queries")
         k = _params.integer("k", k, 1, _params.MACHINE_INTEGER)
-        real = min(k, self._core.alive)
+        real = max(min(k, self._core.alive), 1)
         rows, far = self._core.nearest(array, real, _params.threads(threads))
         if real < k:
             rows = np.pad(rows, ((0, 0), (0, k - real)), constant_values=-1)
@@ -397,8 +397,12 @@ class Tree:
             raise InvalidParameterError(
                 f"expected {len(array)} shares, one per center, or one, got {shares.size}", parameter="mass"
             )
-        kept = self._core.alive
-        counts = np.clip(np.ceil(shares * kept), 1, kept).astype(np.int64)
+        alive = self._core.alive
+        if alive == 0:
+            raise InvalidParameterError(
+                "expected a tree with rows, got one whose rows are all deleted", parameter="mass"
+            )
+        counts = np.clip(np.ceil(shares * alive), 1, alive).astype(np.int64)
         return self._core.radius_for_count(array, counts, _params.threads(threads))
 
     def _unit_rows(self, value: Any, what: str) -> NDArray[np.float32]:

@@ -112,7 +112,7 @@ def oracle(vectors: NDArray[Any], caps: CapsLike) -> RangeResult[NDArray[np.floa
 
     Args:
         vectors: (n, d) float16 or float32, the kept vectors: ``tree.take(range(len(tree)))``. Rows of NaN stand for
-            rows that were skipped, here and below.
+            rows that were skipped or deleted, here and below.
         caps: the caps.
 
     Returns:
@@ -152,6 +152,8 @@ def oracle_nearest(vectors: NDArray[Any], queries: Any, k: int) -> NearestResult
     for i, center in enumerate(centers):
         rough = 1.0 - wide @ center
         real = rough[~np.isnan(rough)]
+        if real.size == 0:
+            continue
         last = np.partition(real, min(k, real.size) - 1)[min(k, real.size) - 1]
         near = np.flatnonzero(rough <= last + 1e-9)
         exact = np.array([math.fsum([1.0, *(-product).tolist()]) for product in wide[near] * center])

@@ -8,7 +8,7 @@ use numpy::{PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use super::errors::to_py;
-use super::run::{run, run_outside};
+use super::run::run;
 use super::tree::Tree;
 use crate::build::{Appending, Batch, BuildOptions, Building, Ingest, Invalid};
 use crate::control::Call;
@@ -164,9 +164,7 @@ impl Builder {
     fn append(&self, py: Python<'_>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<(usize, usize)> {
         let Work::Append(appending, tree) = self.take(py)? else { return Err(to_py(py, &finished())) };
         let tree = tree.get();
-        let added = run_outside(py, self.threads, progress, |call| {
-            tree.change(|tree| call.run(|| appending.finish(tree, call)))
-        })?;
+        let added = run(py, self.threads, progress, |call| tree.change(|tree| appending.finish(tree, call)))?;
         Ok((added.start, added.end))
     }
 }

@@ -28,32 +28,17 @@ pub(super) fn run_short<R: Send>(
     threads: Option<usize>,
     work: impl FnOnce(&Call) -> Result<R> + Send,
 ) -> PyResult<R> {
-    run_short_outside(py, threads, |call| call.run(|| work(call)))
-}
-
-/// The same for work that goes to the pool by itself: who waits for a lock must not be in the pool, where a thread that
-/// has the lock may take up the work of one that waits for it.
-pub(super) fn run_short_outside<R: Send>(
-    py: Python<'_>,
-    threads: Option<usize>,
-    work: impl FnOnce(&Call) -> Result<R> + Send,
-) -> PyResult<R> {
-    let result = py.detach(|| guarded(|| work(&Call::new(threads)?)));
+    let result = py.detach(|| {
+        guarded(|| {
+            let call = Call::new(threads)?;
+            call.run(|| work(&call))
+        })
+    });
     result.map_err(|e| to_py(py, e))
 }
 
 /// Runs work on a thread of its own, without the GIL, while this one answers Ctrl-C and reports progress.
 pub(super) fn run<R: Send>(
-    py: Python<'_>,
-    threads: Option<usize>,
-    progress: Option<&Bound<'_, PyAny>>,
-    work: impl FnOnce(&Call) -> Result<R> + Send,
-) -> PyResult<R> {
-    run_outside(py, threads, progress, |call| call.run(|| work(call)))
-}
-
-/// The same for work that goes to the pool by itself: see [`run_short_outside`].
-pub(super) fn run_outside<R: Send>(
     py: Python<'_>,
     threads: Option<usize>,
     progress: Option<&Bound<'_, PyAny>>,
@@ -67,7 +52,7 @@ pub(super) fn run_outside<R: Send>(
         let worker = std::thread::Builder::new().name("captree-call".into()).spawn_scoped(scope, {
             let call = &call;
             move || {
-                let result = guarded(|| work(call));
+                let result = guarded(|| call.run(|| work(call)));
                 call.drop_asks();
                 result
             }

@@ -1,7 +1,7 @@
 //! `captree._core.Tree`.
 
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, RwLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock, TryLockError};
 
 use half::f16;
 use numpy::ndarray::Array2;
@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::errors::to_py;
-use super::run::{is_short, run, run_outside, run_short, run_short_outside};
+use super::run::{is_short, run, run_short};
 use crate::ablation::StepSet;
 use crate::caps::Caps;
 use crate::control::Call;
@@ -45,10 +45,17 @@ impl Tree {
         Arc::clone(&self.tree.read().unwrap_or_else(|e| e.into_inner()))
     }
 
-    /// Puts what `change` makes of the tree in its place. One change at a time; called without the GIL
-    /// and outside of the pool.
+    /// Puts what `change` makes of the tree in its place. Errors: [`Error::Locked`] while another change is made.
     pub fn change<R>(&self, change: impl FnOnce(&crate::tree::Tree) -> Result<(crate::tree::Tree, R)>) -> Result<R> {
-        let _one = self.change.lock().unwrap_or_else(|e| e.into_inner());
+        // Not waited for: this is a thread of the pool, which the other change may need to go on.
+        let _one = match self.change.try_lock() {
+            Ok(one) => one,
+            Err(TryLockError::Poisoned(e)) => e.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let path = self.now().path().map_or_else(|| "(memory)".into(), Path::to_owned);
+                return Err(Error::Locked { path, holder: "another thread".into() });
+            }
+        };
         let (tree, told) = change(&self.now())?;
         *self.tree.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(tree);
         // Files that the tree before needed. What cannot be removed now is removed by the next change.
@@ -114,7 +121,7 @@ impl Tree {
     /// Deletes rows; returns how many there were.
     fn delete(&self, py: Python<'_>, rows: PyReadonlyArray1<'_, i64>) -> PyResult<usize> {
         let rows = rows.as_slice()?;
-        run_short_outside(py, None, |call| self.change(|tree| call.run(|| tree.delete(rows))))
+        run_short(py, None, |_| self.change(|tree| tree.delete(rows)))
     }
 
     #[pyo3(signature = (memory_limit = None, threads = None, progress = None))]
@@ -126,7 +133,7 @@ impl Tree {
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let limit = memory_limit.or_else(half_of_free);
-        run_outside(py, threads, progress, |call| self.change(|tree| call.run(|| Ok((tree.compact(limit, call)?, ())))))
+        run(py, threads, progress, |call| self.change(|tree| Ok((tree.compact(limit, call)?, ()))))
     }
 
     /// Removes files that nobody needs; returns their bytes.
