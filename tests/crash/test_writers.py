@@ -86,13 +86,22 @@ def test_a_second_thread_is_told_of_the_first(path, change):
     captree.open(path).verify()
 
 
-def test_threads_that_share_a_tree_wait_for_each_other(path):
+def append_when_free(tree: captree.Tree, row: int) -> range:
+    """Tries again whenever another one is at it."""
+    while True:
+        try:
+            return tree.append(ROWS[row : row + 1])
+        except TreeLockedError:
+            time.sleep(0.001)
+
+
+def test_no_append_of_threads_that_share_a_tree_is_lost(path):
     tree = captree.open(path)
     given: list[tuple[int, range]] = []
 
     def append(start):
         for row in range(start, start + 10):
-            given.append((row, tree.append(ROWS[row : row + 1])))
+            given.append((row, append_when_free(tree, row)))
 
     threads = [threading.Thread(target=append, args=(start,)) for start in (4000, 5000, 6000)]
     for thread in threads:
@@ -110,12 +119,7 @@ def test_no_append_of_many_processes_is_lost(path, children, more_children, cras
     more_children.start("append_often", path, start=5000, stop=5000 + each)
     own = captree.open(path)
     for row in range(6000, 6000 + each):
-        while True:
-            try:
-                own.append(ROWS[row : row + 1])
-                break
-            except TreeLockedError:
-                time.sleep(0.001)
+        append_when_free(own, row)
     assert children.wait().code == DONE
     assert more_children.wait().code == DONE
     tree = captree.open(path)
