@@ -2,6 +2,7 @@
 
 mod building;
 mod change;
+mod convert;
 mod ingest;
 mod kmeans;
 mod pieces;
