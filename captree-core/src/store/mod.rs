@@ -1,5 +1,5 @@
 //! Trees on disk: segments, each a folder of a few large flat arrays of open formats, mapped in milliseconds and
-//! checked as they are read; and manifests that say which segments make a tree ([`versions`]).
+//! checked as they are read; and manifests that say which segments make a tree (`versions.rs`).
 //!
 //! The folder of a segment:
 //!
