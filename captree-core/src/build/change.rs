@@ -18,7 +18,8 @@ use crate::store::Array;
 use crate::tree::{Change, Tree, Typed};
 use crate::vectors::{NormRange, Vectors, row};
 
-/// Segments stay as they are until the tree is compacted where more row numbers would be joined: building takes seconds.
+/// Segments stay as they are until the tree is compacted where more row numbers would be joined: building takes
+/// seconds.
 const MERGED: usize = 1 << 16;
 
 /// Rows that are copied between two looks at whether to stop.
