@@ -155,23 +155,16 @@ fn each_flipped_bit_and_each_truncation_of_small_files() {
     for name in ["CURRENT", STATE] {
         let file = path.join(name);
         let text = fs::read(&file).unwrap();
-        let mut harmless = 0;
         for bit in 0..8 * text.len() {
             let mut flipped = text.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             fs::write(&file, flipped).unwrap();
             match read_tree(&path) {
-                Ok(found) => {
-                    assert_eq!(found, ("small".into(), vec![1, 2, 3]));
-                    harmless += 1;
-                }
+                Ok(found) => panic!("bit {bit} of {name} went unnoticed: {found:?}"),
                 Err(Error::Corrupt { .. } | Error::NotFound { .. } | Error::NewerVersion { .. }) => {}
                 Err(other) => panic!("bit {bit} of {name}: {other:?}"),
             }
         }
-        // A digit's letter in the other case, and nothing else.
-        let letters = text.iter().skip(21).filter(|byte| byte.is_ascii_alphabetic()).count();
-        assert!(harmless == if name == "CURRENT" { letters } else { 0 }, "{harmless} flips of {name} went unnoticed");
         for length in 0..text.len() {
             fs::write(&file, &text[..length]).unwrap();
             let error = read_tree(&path).unwrap_err();
