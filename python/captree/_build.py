@@ -84,6 +84,8 @@ def build(
         _params.storage(storage), how.scaled, skip, target, fanout, leaf_size, seed, limit, threads
     )
     with reporting(progress) as callback, closing(builder):
+        if callback is not None and builder.rows_before:
+            callback("built before", builder.rows_before, builder.rows_before)
         push_all(builder, vectors, how, callback)
         return Tree(builder.finish(callback))
 
