@@ -34,8 +34,8 @@ bfloat16, float32 or float64, with --normalize also int8 and uint8. Rows must be
 --normalize scales them. Rows that --invalid skip leaves out keep their number and lie in no cap.
 The stored vectors (--storage) are the ones that every later answer is exact about.
 The same input and seed give the same tree on any number of threads. Where memory is short, the tree gets
-several segments; a build that was interrupted goes on with the next one when it is called again. A tree at OUT
-is replaced, once the new one is whole, and so is an empty folder; anything else there is an error.
+several segments; a build that was interrupted goes on with the next one when it is called again. A tree at
+OUT is replaced, once the new one is whole, and so is an empty folder; anything else there is an error.
         """,
     )
     parser.add_argument("input", metavar="IN", help="vectors: .npy, Parquet or Arrow IPC, one file or a folder")
