@@ -2,7 +2,7 @@
 //! What is done is noted in the hidden folder of the new tree, so that the same build goes on there after it was
 //! killed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +41,7 @@ impl BuildOptions {
 /// A tree on disk that is being built.
 pub struct Building {
     options: BuildOptions,
-    out: std::path::PathBuf,
+    out: PathBuf,
     new: NewFolders,
     pieces: Pieces,
     done: NewSegments,

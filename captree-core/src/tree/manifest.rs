@@ -69,6 +69,18 @@ impl Names for Manifest {
 }
 
 impl Manifest {
+    /// Of a tree of so many rows and dims.
+    pub fn new(
+        (rows, dim, storage): (usize, usize, Storage),
+        params: &Params,
+        segments: Vec<SegmentEntry>,
+        deleted: Option<DeletedEntry>,
+    ) -> Self {
+        let writer = concat!("captree ", env!("CARGO_PKG_VERSION")).into();
+        let Params { fanout, leaf_size, seed } = *params;
+        Manifest { writer, rows, dim, storage, fanout, leaf_size, seed, segments, deleted }
+    }
+
     pub fn params(&self) -> Params {
         Params { fanout: self.fanout, leaf_size: self.leaf_size, seed: self.seed }
     }

@@ -153,17 +153,8 @@ impl Tree {
             rows: segment.len(),
             dead: segment.dead_count(),
         };
-        Manifest {
-            writer: concat!("captree ", env!("CARGO_PKG_VERSION")).into(),
-            rows: self.rows,
-            dim: self.dim,
-            storage: self.storage,
-            fanout: self.params.fanout,
-            leaf_size: self.params.leaf_size,
-            seed: self.params.seed,
-            segments: self.segments.iter().zip(numbers).map(entry).collect(),
-            deleted,
-        }
+        let segments = self.segments.iter().zip(numbers).map(entry).collect();
+        Manifest::new((self.rows, self.dim, self.storage), &self.params, segments, deleted)
     }
 
     /// Writes the tree to `path`: to a temporary folder that is renamed when complete.
@@ -213,15 +204,6 @@ impl NewFolders {
     /// The same for a new tree of these segments.
     pub fn finish_with(self, new: &NewSegments, storage: Storage, params: &Params) -> Result<()> {
         let (folder, about) = (self.0.folder(), self.0.target());
-        let empty = Tree {
-            rows: new.rows,
-            dim: new.dim,
-            storage,
-            params: *params,
-            segments: Vec::new(),
-            deleted: Arc::default(),
-            place: None,
-        };
         let entry = |(number, segment): (u64, &NewSegment)| SegmentEntry {
             number,
             first: segment.first,
@@ -229,7 +211,7 @@ impl NewFolders {
             dead: 0,
         };
         let segments = (FIRST..).zip(&new.segments).map(entry).collect();
-        store::commit(folder, about, FIRST, &Manifest { segments, ..empty.manifest(&[], None) })?;
+        store::commit(folder, about, FIRST, &Manifest::new((new.rows, new.dim, storage), params, segments, None))?;
         self.0.finish()
     }
 
