@@ -54,6 +54,25 @@ def add_tree(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tree", metavar="TREE", help="a tree made by captree build")
 
 
+def add_vectors(parser: argparse.ArgumentParser) -> None:
+    """--column, --normalize, --invalid: how vectors are read that make a tree or become a part of one."""
+    parser.add_argument("--column", metavar="C", help="the column of vectors (default: the only one there is)")
+    parser.add_argument("--normalize", action="store_true", help="scale every row to unit length")
+    parser.add_argument(
+        "--invalid",
+        choices=("error", "skip"),
+        default="error",
+        help="what becomes of rows that are not finite, zero, not unit or null: an error, or they are skipped (error)",
+    )
+
+
+def add_memory_limit(parser: argparse.ArgumentParser) -> None:
+    """--memory-limit."""
+    parser.add_argument(
+        "--memory-limit", metavar="BYTES", help="most memory to use, such as 8GiB (default: half of what is free)"
+    )
+
+
 def add_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: int | None, help: str) -> None:
     """--seed."""
     parser.add_argument("--seed", type=whole, default=default, metavar="S", help=help)

@@ -12,7 +12,18 @@ import numpy as np
 import captree
 from captree.cli import _text as text
 from captree.cli._files import check_suffix, replace_file, write_arrow, write_table
-from captree.cli._parser import Verbs, add_json, add_quiet, add_seed, add_threads, add_tree, positive, verb
+from captree.cli._parser import (
+    Verbs,
+    add_json,
+    add_memory_limit,
+    add_quiet,
+    add_seed,
+    add_threads,
+    add_tree,
+    add_vectors,
+    positive,
+    verb,
+)
 
 
 def add(verbs: Verbs) -> None:
@@ -40,7 +51,7 @@ OUT is replaced, once the new one is whole, and so is an empty folder; anything 
     )
     parser.add_argument("input", metavar="IN", help="vectors: .npy, Parquet or Arrow IPC, one file or a folder")
     parser.add_argument("out", metavar="OUT", help="where the tree goes; by custom it ends in .captree")
-    parser.add_argument("--column", metavar="C", help="the column of vectors (default: the only one there is)")
+    add_vectors(parser)
     parser.add_argument("--fanout", metavar="K", type=positive, default=64, help="children of a node (default 64)")
     parser.add_argument("--leaf-size", metavar="L", type=positive, help="most rows of a leaf (default 512)")
     parser.add_argument(
@@ -49,16 +60,7 @@ OUT is replaced, once the new one is whole, and so is an empty folder; anything 
         default="float16",
         help="element type of the stored vectors (float16)",
     )
-    parser.add_argument(
-        "--memory-limit", metavar="BYTES", help="most memory to use, such as 8GiB (default: half of what is free)"
-    )
-    parser.add_argument("--normalize", action="store_true", help="scale every row to unit length")
-    parser.add_argument(
-        "--invalid",
-        choices=("error", "skip"),
-        default="error",
-        help="what becomes of rows that are not finite, zero, not unit or null: an error, or they are skipped (error)",
-    )
+    add_memory_limit(parser)
     add_seed(parser, 0, "seed of the clustering (default 0)")
     add_threads(parser)
     add_quiet(parser)

@@ -16,7 +16,17 @@ from captree._centers import kept_rows
 from captree._files import load_npy
 from captree.cli import _text as text
 from captree.cli._files import read_columns
-from captree.cli._parser import UsageError, Verbs, add_json, add_quiet, add_threads, add_tree, verb
+from captree.cli._parser import (
+    UsageError,
+    Verbs,
+    add_json,
+    add_memory_limit,
+    add_quiet,
+    add_threads,
+    add_tree,
+    add_vectors,
+    verb,
+)
 
 _RANGE = re.compile(r"(\d[\d_]*)(?:-(\d[\d_]*))?")
 
@@ -40,15 +50,8 @@ ends; if it fails or is interrupted, the tree is what it was. Trees that are ope
     )
     add_tree(parser)
     parser.add_argument("input", metavar="IN", help="vectors: .npy, Parquet or Arrow IPC, one file or a folder")
-    parser.add_argument("--column", metavar="C", help="the column of vectors (default: the only one there is)")
-    parser.add_argument("--normalize", action="store_true", help="scale every row to unit length")
-    parser.add_argument(
-        "--invalid",
-        choices=("error", "skip"),
-        default="error",
-        help="what becomes of rows that are not finite, zero, not unit or null: an error, or they are skipped (error)",
-    )
-    _add_limit(parser)
+    add_vectors(parser)
+    add_memory_limit(parser)
     _add_rest(parser)
 
     parser = verb(
@@ -87,7 +90,7 @@ was; meanwhile it takes the disk space of both.
         """,
     )
     add_tree(parser)
-    _add_limit(parser)
+    add_memory_limit(parser)
     _add_rest(parser)
 
     parser = verb(
@@ -102,12 +105,6 @@ Every change removes what is not needed then. This removes what was still open i
     )
     add_tree(parser)
     add_json(parser)
-
-
-def _add_limit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--memory-limit", metavar="BYTES", help="most memory to use, such as 8GiB (default: half of what is free)"
-    )
 
 
 def _add_rest(parser: argparse.ArgumentParser) -> None:
